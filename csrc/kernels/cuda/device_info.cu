@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/device_info.h"
+
+#include <cuda_runtime.h>
+
+namespace mixture_of_mamba {
+
+namespace {
+
+int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, name, device) == cudaSuccess ? value : 0;
+}
+
+}  // namespace
+
+int compute_capability_cuda() {
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+}
+
+int multiprocessors_cuda() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+}  // namespace mixture_of_mamba

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/common.h"
+
+#include <limits>
+#include <vector>
+
+namespace mixture_of_mamba::ops {
+
+std::string shape_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
+  text << "]";
+  return text.str();
+}
+
+std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "device:") + std::to_string(tensor.get_device_index());
+}
+
+const char* name_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Float:
+      return "float32";
+    case Dtype::Double:
+      return "float64";
+    case Dtype::BFloat16:
+      return "bfloat16";
+    case Dtype::Half:
+      return "float16";
+    case Dtype::Int:
+      return "int32";
+    case Dtype::Long:
+      return "int64";
+    case Dtype::Bool:
+      return "bool";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+bool is_floating(Dtype dtype) {
+  return dtype == Dtype::Float || dtype == Dtype::Double || dtype == Dtype::BFloat16 || dtype == Dtype::Half;
+}
+
+int64_t element_size(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Bool:
+    case Dtype::Byte:
+    case Dtype::Char:
+      return 1;
+    case Dtype::Short:
+    case Dtype::Half:
+    case Dtype::BFloat16:
+      return 2;
+    case Dtype::Int:
+    case Dtype::Float:
+      return 4;
+    case Dtype::Long:
+    case Dtype::Double:
+      return 8;
+    default:
+      throw std::runtime_error(std::string("mixture_of_mamba: unsupported dtype ") + name_of(dtype));
+  }
+}
+
+ScalarType kernel_type(const char* op, const Tensor& tensor, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::Float:
+      return ScalarType::kFloat32;
+    case Dtype::BFloat16:
+      return ScalarType::kBFloat16;
+    case Dtype::Half:
+      return ScalarType::kFloat16;
+    case Dtype::Double:
+      require(tensor.is_cpu(), op,
+              "float64 is supported on the CPU only (for gradient checks), got a tensor on ",
+              device_of(tensor));
+      return ScalarType::kFloat64;
+    default:
+      require(false, op, "expected float32, bfloat16, float16 or float64, got ", name_of(dtype));
+  }
+  return ScalarType::kFloat32;
+}
+
+Dtype widest(std::initializer_list<Dtype> dtypes) {
+  std::optional<Dtype> result;
+  for (const Dtype dtype : dtypes) {
+    if (!result || *result == dtype) {
+      result = dtype;
+    } else if (*result == Dtype::Double || dtype == Dtype::Double) {
+      result = Dtype::Double;
+    } else {
+      result = Dtype::Float;
+    }
+  }
+  return result.value_or(Dtype::Float);
+}
+
+void require_floating(const char* op, const char* name, const Tensor& tensor) {
+  require(is_floating(tensor.scalar_type()), op, name, " must be float32, bfloat16, float16 or float64, got ",
+          name_of(tensor.scalar_type()));
+}
+
+void require_device(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+                    const Tensor& other) {
+  const bool same = tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+                    (tensor.is_cpu() || tensor.get_device_index() == other.get_device_index());
+  require(same, op, name, " must be on the device of ", other_name, " (", device_of(other), "), got ",
+          device_of(tensor));
+}
+
+void require_shape(const char* op, const char* name, const Tensor& tensor,
+                   std::initializer_list<int64_t> sizes, const char* rule) {
+  bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
+  std::ostringstream wanted;
+  wanted << "[";
+  int64_t d = 0;
+  for (const int64_t size : sizes) {
+    wanted << (d ? ", " : "");
+    size < 0 ? wanted << "any" : wanted << size;
+    same = same && (size < 0 || tensor.size(d) == size);
+    ++d;
+  }
+  wanted << "]";
+  require(same, op, name, " must have shape ", rule, " = ", wanted.str(), ", got ", shape_of(tensor));
+}
+
+Tensor to_dtype(const Tensor& tensor, Dtype dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
+Tensor empty_like_device(const Tensor& reference, std::initializer_list<int64_t> sizes, Dtype dtype) {
+  return torch::stable::new_empty(reference, std::vector<int64_t>(sizes), dtype);
+}
+
+RowView::RowView(const Tensor& tensor, Dtype dtype) : tensor_(to_dtype(tensor, dtype)) {
+  const int64_t batch = tensor.size(0), length = tensor.size(1), channels = tensor.size(2);
+  const bool dense_channels = channels <= 1 || tensor_->stride(2) == 1;
+  const bool one_stride = batch <= 1 || length <= 1 || tensor_->stride(0) == length * tensor_->stride(1);
+  if (!dense_channels || !one_stride) tensor_ = torch::stable::contiguous(*tensor_);
+  stride_ = length > 1 ? tensor_->stride(1) : batch > 1 ? tensor_->stride(0) : channels;
+}
+
+ConstRows RowView::rows() const {
+  return tensor_ ? ConstRows{tensor_->const_data_ptr(), stride_} : ConstRows{};
+}
+
+Block::Block(const Tensor& tensor, Dtype dtype)
+    : tensor_(torch::stable::contiguous(to_dtype(tensor, dtype))) {}
+
+namespace {
+
+Tensor index_tensor(const char* op, const char* name, const Tensor& tensor, const Tensor& activation) {
+  const Dtype dtype = tensor.scalar_type();
+  require(dtype == Dtype::Int || dtype == Dtype::Long, op, name, " must be int32 or int64, got ",
+          name_of(dtype));
+  require(tensor.dim() == 1, op, name, " must have one dimension, got shape ", shape_of(tensor));
+  require_device(op, name, tensor, "the activations", activation);
+  return torch::stable::contiguous(to_dtype(tensor, Dtype::Int));
+}
+
+void require_boundaries(const char* op, const char* name, const Tensor& tensor, int64_t end, bool exact_end) {
+  if (!tensor.is_cpu()) return;
+  const int32_t* values = tensor.const_data_ptr<int32_t>();
+  const int64_t count = tensor.numel();
+  require(values[0] == 0, op, name, " must begin with 0, got ", values[0]);
+  for (int64_t i = 1; i < count; ++i) {
+    require(values[i] >= values[i - 1], op, name, " must not decrease, got ", values[i - 1], " before ",
+            values[i], " at position ", i);
+  }
+  const int32_t last = values[count - 1];
+  require(exact_end ? last == end : last <= end, op, name, " must end ", exact_end ? "with " : "at most at ",
+          end, " (batch * length), got ", last);
+}
+
+}  // namespace
+
+Order::Order(const char* op, const Tensor& activation, const OptionalTensor& rows,
+             const OptionalTensor& offsets, const OptionalTensor& cu_seqlens) {
+  const int64_t batch = activation.size(0), length = activation.size(1);
+  order_.tokens = batch * length;
+  require(order_.tokens <= std::numeric_limits<int32_t>::max(), op,
+          "batch * length must be below 2^31 tokens, got ", order_.tokens);
+  order_.sequences = batch;
+  order_.length = length;
+  if (rows) {
+    rows_ = index_tensor(op, "rows", *rows, activation);
+    require(rows_->numel() == order_.tokens, op, "rows must have batch * length = ", order_.tokens,
+            " elements, got ", rows_->numel());
+    order_.rows = rows_->const_data_ptr<int32_t>();
+    if (rows_->is_cpu()) {
+      for (int64_t t = 0; t < order_.tokens; ++t) {
+        require(order_.rows[t] >= 0 && order_.rows[t] < order_.tokens, op, "rows must lie in 0 .. ",
+                order_.tokens - 1, ", got ", order_.rows[t], " at position ", t);
+      }
+    }
+  }
+  if (offsets) {
+    offsets_ = index_tensor(op, "offsets", *offsets, activation);
+    require(offsets_->numel() >= 2, op, "offsets must have num_modalities + 1 >= 2 elements, got ",
+            offsets_->numel());
+    require_boundaries(op, "offsets", *offsets_, order_.tokens, false);
+    order_.offsets = offsets_->const_data_ptr<int32_t>();
+    order_.modalities = static_cast<int32_t>(offsets_->numel() - 1);
+  }
+  if (cu_seqlens) {
+    cu_seqlens_ = index_tensor(op, "cu_seqlens", *cu_seqlens, activation);
+    require(cu_seqlens_->numel() >= 2, op, "cu_seqlens must have sequences + 1 >= 2 elements, got ",
+            cu_seqlens_->numel());
+    require_boundaries(op, "cu_seqlens", *cu_seqlens_, order_.tokens, true);
+    order_.cu_seqlens = cu_seqlens_->const_data_ptr<int32_t>();
+    order_.sequences = cu_seqlens_->numel() - 1;
+  }
+}
+
+}  // namespace mixture_of_mamba::ops

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <tuple>
+#include <vector>
+
+#include "ops/common.h"
+
+// grouped_linear: y[rows of m] = x[rows of m] @ weight[m].T + bias[m]; padding rows are 0.
+//
+// With row boundaries known on the host (CPU tensors, or host_offsets) it is a loop of the library's
+// own GEMMs on row ranges. Without, everything stays on the device: see cuda/grouped_linear.cpp.
+
+namespace mixture_of_mamba::ops {
+
+using Tensors = std::vector<Tensor>;
+
+struct GroupedInputs {
+  GroupedInputs(const char* op, const Tensor& x, const Tensors& weight, const Tensors& bias,
+                const Tensor& offsets, const OptionalTensor& host_offsets);
+
+  // Row range of a modality, when the boundaries are known on the host.
+  int64_t begin(int64_t modality) const { return boundaries[modality]; }
+  int64_t count(int64_t modality) const { return boundaries[modality + 1] - boundaries[modality]; }
+
+  Dtype dtype;
+  int64_t rows, in_features, out_features, modalities;
+  Tensor x;                         // [rows, in_features], one row stride
+  Tensors weight, bias;             // in x's dtype
+  std::vector<int64_t> boundaries;  // modalities + 1, or empty: known on the device only
+  Tensor offsets;                   // int32 [modalities + 1]
+};
+
+// [..., columns] as [rows, columns] with contiguous columns; a view where the strides allow it.
+Tensor as_matrix(const Tensor& tensor);
+std::vector<int64_t> with_last_size(const Tensor& tensor, int64_t size);
+
+// out = input @ weight.T (+ bias)
+void linear_out(const Tensor& out, const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
+// out = left @ right
+void matmul_out(const Tensor& out, const Tensor& left, const Tensor& right);
+
+// The host-boundary path.
+void grouped_forward(const GroupedInputs& in, const Tensor& y);
+void grouped_grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& grad_x);
+
+// Shared shell of the backward op; `Path` computes each part in its own way.
+struct HostPath {
+  static void forward(const GroupedInputs& in, const Tensor& y) { grouped_forward(in, y); }
+  static void grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& out) {
+    grouped_grad_x(in, grad, out);
+  }
+  static Tensors grad_weight(const GroupedInputs& in, const Tensor& grad);
+  static Tensors grad_bias(const GroupedInputs& in, const Tensor& grad);
+};
+
+using GroupedGradients = std::tuple<Tensor, Tensors, Tensors>;
+
+template <typename Path>
+Tensor grouped_linear(Tensor x, Tensors weight, Tensors bias, Tensor offsets, OptionalTensor host_offsets) {
+  const GroupedInputs in("grouped_linear", x, weight, bias, offsets, host_offsets);
+  const Tensor y = torch::stable::new_empty(x, with_last_size(x, in.out_features), in.dtype);
+  Path::forward(in, torch::stable::view(y, std::vector<int64_t>{in.rows, in.out_features}));
+  return y;
+}
+
+template <typename Path>
+GroupedGradients grouped_linear_backward(Tensor grad, Tensor x, Tensors weight, Tensor offsets,
+                                         OptionalTensor host_offsets, bool needs_x, bool needs_weight,
+                                         bool needs_bias) {
+  const char* op = "grouped_linear_backward";
+  const GroupedInputs in(op, x, weight, {}, offsets, host_offsets);
+  require_floating(op, "grad", grad);
+  require_device(op, "grad", grad, "x", x);
+  require(grad.dim() == x.dim() && grad.numel() == in.rows * in.out_features, op, "grad must have shape ",
+          "[..., out_features] with ", in.rows, " rows of ", in.out_features, ", got ", shape_of(grad));
+  const Tensor grad_rows = as_matrix(to_dtype(grad, in.dtype));
+  const auto in_dtype_of = [&](Tensors grads) {
+    for (size_t m = 0; m < grads.size(); ++m) grads[m] = to_dtype(grads[m], weight[m].scalar_type());
+    return grads;
+  };
+  Tensor grad_x = empty_like_device(x, {0}, in.dtype);
+  if (needs_x) {
+    grad_x = torch::stable::new_empty(x, with_last_size(x, in.in_features), in.dtype);
+    Path::grad_x(in, grad_rows, torch::stable::view(grad_x, std::vector<int64_t>{in.rows, in.in_features}));
+  }
+  return {grad_x, needs_weight ? in_dtype_of(Path::grad_weight(in, grad_rows)) : Tensors{},
+          needs_bias ? in_dtype_of(Path::grad_bias(in, grad_rows)) : Tensors{}};
+}
+
+}  // namespace mixture_of_mamba::ops
