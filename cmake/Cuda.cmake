@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+# Decides MOM_WITH_CUDA and sets up nvcc. torch.cuda.is_available() is never asked: build machines
+# have no GPU.
+
+set(MOM_WITH_CUDA OFF)
+find_program(MOM_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+if(MOM_CUDA STREQUAL "ON" AND NOT MOM_NVCC)
+  message(FATAL_ERROR "MOM_CUDA=ON needs nvcc, which was not found: install the CUDA toolkit or set CUDA_HOME")
+elseif(MOM_CUDA STREQUAL "ON" OR (MOM_CUDA STREQUAL "AUTO" AND MOM_NVCC AND MOM_TORCH_CUDA))
+  set(MOM_WITH_CUDA ON)
+elseif(MOM_CUDA STREQUAL "AUTO" AND MOM_NVCC)
+  message(STATUS "mixture_of_mamba: CPU only, since torch is built without CUDA (MOM_CUDA=ON builds CUDA anyway)")
+elseif(MOM_CUDA STREQUAL "AUTO")
+  message(STATUS "mixture_of_mamba: CPU only, since nvcc was not found (install the CUDA toolkit for GPU kernels)")
+endif()
+
+if(MOM_WITH_CUDA)
+  # TORCH_CUDA_ARCH_LIST in torch's own notation: "8.0;9.0 12.0+PTX".
+  set(architectures "$ENV{TORCH_CUDA_ARCH_LIST}")
+  if(NOT architectures)
+    set(architectures "9.0")
+  endif()
+  string(REGEX REPLACE "[ ,]+" ";" architectures "${architectures}")
+  set(CMAKE_CUDA_ARCHITECTURES "")
+  foreach(architecture IN LISTS architectures)
+    string(REGEX MATCH "^([0-9]+)\\.([0-9]+a?)(\\+PTX)?$" matched "${architecture}")
+    if(NOT matched)
+      message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST must hold entries such as 9.0 or 12.0+PTX, got ${architecture}")
+    endif()
+    set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
+    if(CMAKE_MATCH_3)
+      list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}")
+    else()
+      list(APPEND CMAKE_CUDA_ARCHITECTURES "${number}-real")
+    endif()
+  endforeach()
+  set(CMAKE_CUDA_COMPILER ${MOM_NVCC})
+  enable_language(CUDA)
+
+  # The stream functions live in libtorch_cuda.so, which torch loads privately: the CUDA library must
+  # name it itself. A torch without CUDA has no such file, so an empty library with its name stands in
+  # while linking.
+  if(EXISTS ${MOM_TORCH_LIB}/libtorch_cuda.so)
+    set(torch_cuda ${MOM_TORCH_LIB}/libtorch_cuda.so)
+  else()
+    set(torch_cuda ${CMAKE_CURRENT_BINARY_DIR}/stub/libtorch_cuda.so)
+    file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c "")
+    execute_process(
+      COMMAND ${CMAKE_CXX_COMPILER} -x c -shared -fPIC -Wl,-soname,libtorch_cuda.so
+        ${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c -o ${torch_cuda}
+      COMMAND_ERROR_IS_FATAL ANY)
+  endif()
+  add_library(mom_torch_cuda INTERFACE)
+  target_link_options(mom_torch_cuda INTERFACE LINKER:--no-as-needed,${torch_cuda},--as-needed)
+endif()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other libraries' interfaces on this library's operators, one module per neighbour."""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Mamba-1 functions of state-spaces/mamba: its signatures, layouts ``[batch, channels, length]``, semantics.
+
+Beyond the original: any device, gradients through the last state, any number of states. The operators are
+token-major; inputs whose channels are contiguous (``u.stride(1) == 1``) are used as they are, others are copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mixture_of_mamba.ops import causal_conv1d, selective_scan
+
+__all__ = ["mamba_inner_fn", "selective_scan_fn"]
+
+
+def _tokens(matrix: Tensor, u: Tensor, name: str) -> Tensor:
+    """B or C as ``[batch, groups, length, states]``."""
+    if matrix.is_complex():
+        raise NotImplementedError(f"{name} must be real-valued, got {matrix.dtype}")
+    batch, _, length = u.shape
+    if matrix.dim() == 3:
+        return matrix.transpose(1, 2).unsqueeze(1)
+    if matrix.dim() == 4:
+        return matrix.transpose(2, 3)
+    raise ValueError(
+        f"{name} must have shape [batch, states, length] = [{batch}, states, {length}] or [batch, groups, states, "
+        f"length], got {list(matrix.shape)}"
+    )
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan.
+
+    Args:
+        u, delta, z: ``[batch, channels, length]``.
+        A: ``[channels, states]``, real.
+        B, C: ``[batch, states, length]``, ``[batch, groups, states, length]``, or constant in time
+            ``[channels, states]``.
+        D, delta_bias: ``[channels]``.
+        delta_softplus: whether delta goes through softplus.
+        return_last_state: also return ``[batch, channels, states]``; unlike the original, differentiable.
+
+    Returns:
+        ``out [batch, channels, length]``, or ``(out, last_state)``.
+    """
+    if A.is_complex():
+        raise NotImplementedError(f"A must be real-valued, got {A.dtype}")
+    if B.dim() == 2 or C.dim() == 2:
+        return _constant_matrices(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    B, C = _tokens(B, u, "B"), _tokens(C, u, "C")
+    groups = max(B.shape[1], C.shape[1])
+    channels = u.shape[1]
+    if channels % groups or any(m.shape[1] not in (1, groups) for m in (B, C)):
+        raise ValueError(f"B and C must have groups that divide the {channels} channels, got {B.shape[1]}, {C.shape[1]}")
+    size = channels // groups
+    outs, states = [], []
+    for group in range(groups):
+        part = slice(group * size, (group + 1) * size)
+        out, state = selective_scan(
+            u[:, part].transpose(1, 2),
+            delta[:, part].transpose(1, 2),
+            A[part],
+            B[:, min(group, B.shape[1] - 1)],
+            C[:, min(group, C.shape[1] - 1)],
+            None if D is None else D[part],
+            None if z is None else z[:, part].transpose(1, 2),
+            None if delta_bias is None else delta_bias[part],
+            softplus=delta_softplus,
+        )
+        outs.append(out)
+        states.append(state)
+    out = (outs[0] if groups == 1 else torch.cat(outs, dim=-1)).transpose(1, 2)
+    if not return_last_state:
+        return out
+    return out, states[0] if groups == 1 else torch.cat(states, dim=1)
+
+
+def _constant_matrices(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """B or C that depend on the channel and not on time (S4's form).
+
+    The operator shares B and C among channels, so every channel and state becomes a scan of its own with one
+    state: channels * states of them, B = 1 or B_t, the factors applied outside. Memory grows with the states;
+    this form is kept for compatibility, not for speed.
+    """
+    batch, channels, length = u.shape
+    states = A.shape[1]
+
+    def spread(x: Tensor) -> Tensor:  # [batch, channels, length] -> [batch, length, channels * states]
+        return x.transpose(1, 2).repeat_interleave(states, dim=-1)
+
+    def along_states(matrix: Tensor, name: str) -> Tensor:  # -> [batch, length, channels * states], broadcastable
+        if matrix.is_complex():
+            raise NotImplementedError(f"{name} must be real-valued, got {matrix.dtype}")
+        if matrix.dim() == 2:
+            return matrix.reshape(1, 1, channels * states)
+        grouped = _tokens(matrix, u, name)
+        per_channel = grouped.repeat_interleave(channels // grouped.shape[1], dim=1)
+        return per_channel.permute(0, 2, 1, 3).reshape(batch, length, channels * states)
+
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    factors_B, factors_C = along_states(B, "B").to(dtype), along_states(C, "C").to(dtype)
+    ones = torch.ones(batch, length, 1, device=u.device, dtype=dtype)
+    bias = None if delta_bias is None else delta_bias.repeat_interleave(states)
+    h, last = selective_scan(
+        spread(u.to(dtype)) * factors_B,
+        spread(delta.to(dtype)),
+        A.reshape(-1, 1),
+        ones,
+        ones,
+        dt_bias=bias,
+        softplus=delta_softplus,
+    )
+    y = (h * factors_C).reshape(batch, length, channels, states).sum(-1).transpose(1, 2)
+    if D is not None:
+        y = y + u * D.unsqueeze(-1)
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    out = y.to(u.dtype)
+    return (out, last.reshape(batch, channels, states)) if return_last_state else out
+
+
+def mamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """Everything of a Mamba block after ``in_proj``.
+
+    Args:
+        xz: ``[batch, 2 * channels, length]``.
+        conv1d_weight: ``[channels, 1, width]``; conv1d_bias, D, delta_bias: ``[channels]``.
+        x_proj_weight: ``[dt_rank + (states where B is None) + (states where C is None), channels]``.
+        delta_proj_weight: ``[channels, dt_rank]``; out_proj_weight: ``[d_model, channels]``.
+        A: ``[channels, states]``, real. B, C: ``[channels, states]``, or None: read off x_proj.
+
+    Returns:
+        ``[batch, length, d_model]``.
+    """
+    if A.is_complex():
+        raise NotImplementedError(f"A must be real-valued, got {A.dtype}")
+    x, z = xz.transpose(1, 2).chunk(2, dim=-1)
+    x, _ = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, silu=True)
+    states = A.shape[1]
+    rank = delta_proj_weight.shape[1]
+    sizes = [rank] + [states] * ((B is None) + (C is None))
+    low, *variable = F.linear(x, x_proj_weight).split(sizes, dim=-1)
+    delta = F.linear(low, delta_proj_weight)
+    if B is None:
+        read = variable.pop(0)
+        B = (read if B_proj_bias is None else read + B_proj_bias.to(read.dtype)).transpose(1, 2)
+    if C is None:
+        read = variable.pop(0)
+        C = (read if C_proj_bias is None else read + C_proj_bias.to(read.dtype)).transpose(1, 2)
+    y = selective_scan_fn(
+        x.transpose(1, 2), delta.transpose(1, 2), A, B, C, D, z.transpose(1, 2), delta_bias, delta_softplus
+    )
+    assert isinstance(y, Tensor)
+    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routing: which rows of a batch belong to which modality, computed once and handed to every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mixture_of_mamba.ops import modality_routing, permute_rows
+
+__all__ = ["Routing"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The tokens of one batch, sorted by modality.
+
+    Tokens are counted in time order, ``batch * length`` of them. Sorted order puts modality 0 first and
+    padding (id -1) last, and keeps the order of time inside each modality.
+
+    Attributes:
+        rows: int32 ``[tokens]``, time position -> sorted row.
+        order: int32 ``[tokens]``, sorted row -> time position.
+        offsets: int32 ``[num_modalities + 1]``; modality ``m`` owns rows ``offsets[m] .. offsets[m + 1]``.
+        host_offsets: the same as int64 on the CPU, or None. With it every projection is a loop of plain
+            GEMMs; without, everything stays on the device and a CUDA graph may be replayed with another mix.
+        has_padding: False when it is known that no token is padding.
+        shape: ``(batch, length)`` of the ids.
+    """
+
+    rows: Tensor
+    order: Tensor
+    offsets: Tensor
+    host_offsets: Tensor | None
+    has_padding: bool
+    shape: tuple[int, int]
+
+    @staticmethod
+    def from_ids(
+        ids: Tensor,
+        num_modalities: int,
+        *,
+        device: torch.device | str | None = None,
+        checked: bool = True,
+    ) -> Routing:
+        """Sort tokens by modality.
+
+        Args:
+            ids: integer ``[batch, length]``; 0 .. num_modalities - 1, or -1 for padding. Ids on the CPU (a
+                data loader's) give ``host_offsets`` for free; ids on a GPU give a device-only routing and
+                no synchronisation.
+            num_modalities: number of modalities.
+            device: where the layers run; by default the device of ``ids``.
+            checked: refuse ids out of range (CPU ids only; on a GPU, or unchecked, they are padding).
+
+        Raises:
+            RuntimeError: ids out of range, of a wrong dtype, or num_modalities out of range.
+            ValueError: ids that are not two-dimensional.
+        """
+        if ids.dim() != 2:
+            raise ValueError(f"ids must have shape [batch, length], got {list(ids.shape)}")
+        rows, order, offsets = modality_routing(ids, num_modalities, checked=checked)
+        host_offsets = None
+        has_padding = True
+        if ids.device.type == "cpu":
+            host_offsets = offsets.to(torch.int64)
+            if not torch.compiler.is_compiling():
+                has_padding = int(offsets[-1]) != ids.numel()
+        if device is not None:
+            rows, order, offsets = (t.to(device, non_blocking=True) for t in (rows, order, offsets))
+        return Routing(rows, order, offsets, host_offsets, has_padding, (ids.shape[0], ids.shape[1]))
+
+    @property
+    def num_modalities(self) -> int:
+        return self.offsets.shape[0] - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows.shape[0]
+
+    def with_host_offsets(self) -> Routing:
+        """The same routing with ``host_offsets``. On a GPU this waits for the device once."""
+        if self.host_offsets is not None:
+            return self
+        host_offsets = self.offsets.to("cpu", torch.int64)
+        has_padding = int(host_offsets[-1]) != self.num_tokens
+        return replace(self, host_offsets=host_offsets, has_padding=has_padding)
+
+    def merged(self) -> Routing:
+        """All modalities as one, padding still last: for what the modalities share."""
+        ends = [0, -1]
+        host_offsets = None if self.host_offsets is None else self.host_offsets[ends]
+        offsets = torch.stack((self.offsets[0], self.offsets[-1]))
+        return replace(self, offsets=offsets, host_offsets=host_offsets)
+
+    def sort(self, x: Tensor) -> Tensor:
+        """``x [batch, length, ...]`` in time order -> the same shape with rows in sorted order.
+
+        Integer ids ``[batch, length]`` are accepted as well: permuting token ids at the embedding and
+        labels at the loss keeps a whole model sorted at no cost.
+        """
+        return self._permute(x, self.order, self.rows)
+
+    def unsort(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`sort`."""
+        return self._permute(x, self.rows, self.order)
+
+    def _permute(self, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        if tuple(x.shape[:2]) != self.shape:
+            raise ValueError(f"x must have shape [batch, length, ...] = {list(self.shape)}, got {list(x.shape)}")
+        if x.dim() == 2:
+            return permute_rows(x.unsqueeze(-1), index, inverse).squeeze(-1)
+        return permute_rows(x, index, inverse)
