@@ -19,18 +19,16 @@ namespace mixture_of_mamba::MOM_ISA {
 namespace {
 
 // States rebuilt at a time: kept exp(delta A) and exp(delta A) h_prev must stay in the first-level cache.
-constexpr int kRebuilt = 4;
-
 template <typename T>
-inline T sum_lanes(Vec<T> v) {
-  T sum = 0;
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
-}
+constexpr int kRebuilt = kLanes<T> < 4 ? kLanes<T> : 4;
+// Tokens whose dB and dC of kRebuilt states fill kLanes vectors, summed over channels together.
+template <typename T>
+constexpr int kSummed = kLanes<T> / kRebuilt<T>;
 
 template <typename Scalar>
 struct Worker {
   using T = Acc<Scalar>;
+  static constexpr int kS = kRebuilt<T>;
 
   const SelectiveScanBackwardParams& p;
   int64_t padded;
@@ -72,55 +70,65 @@ struct Worker {
     }
   }
 
-  // States n .. n + kRebuilt - 1: rebuild, then sweep back.
+  // States n .. n + kS - 1: rebuild, then sweep back.
   void sweep(const Block<T>& block, const T* checkpoint, int64_t n) {
-    Vec<T> decay[kTile][kRebuilt], decayed[kTile][kRebuilt], h[kRebuilt];
-    for (int s = 0; s < kRebuilt; ++s) {
+    Vec<T> decay[kTile][kS], decayed[kTile][kS], h[kS];
+    for (int s = 0; s < kS; ++s) {
       h[s] = n + s < p.states ? load(checkpoint + (n + s) * p.channels, block.lanes) : Vec<T>{};
     }
     for (int t = 0; t < tile.count; ++t) {
-      for (int s = 0; s < kRebuilt; ++s) {
+#pragma GCC unroll 4
+      for (int s = 0; s < kS; ++s) {
         decay[t][s] = exp2<T>(tile.delta[t] * A2[n + s]);
         decayed[t][s] = decay[t][s] * h[s];
         h[s] = decayed[t][s] + tile.drive[t] * B[t * padded + n + s];
         y[t] += h[s] * C[t * padded + n + s];
       }
     }
-    Vec<T> carry[kRebuilt], dA[kRebuilt];
-    for (int s = 0; s < kRebuilt; ++s) {
+    Vec<T> carry[kS], dA[kS], A[kS];
+    for (int s = 0; s < kS; ++s) {
       carry[s] = G[n + s];
       dA[s] = grad_A[n + s];
+      A[s] = A2[n + s];
     }
-    for (int t = tile.count - 1; t >= 0; --t) {
-      const Vec<T> drive = tile.drive[t], delta = tile.delta[t], out_grad = dy[t];
-      Vec<T> gB = sum_gB[t], qA = sum_qA[t], to_B[kRebuilt], to_C[kRebuilt];
+    for (int last = tile.count - 1; last >= 0; last -= kSummed<T>) {
+      Vec<T> to_B[kLanes<T>] = {}, to_C[kLanes<T>] = {};
+      for (int i = 0; i < kSummed<T> && i <= last; ++i) {
+        const int t = last - i;
+        const Vec<T> drive = tile.drive[t], delta = tile.delta[t], out_grad = dy[t];
+        Vec<T> gB = sum_gB[t], qA = sum_qA[t];
 #pragma GCC unroll 4
-      for (int s = 0; s < kRebuilt; ++s) {
-        const T b = B[t * padded + n + s];
-        const Vec<T> g = out_grad * C[t * padded + n + s] + carry[s];
-        to_B[s] = g * drive;
-        to_C[s] = (decayed[t][s] + drive * b) * out_grad;
-        gB += g * b;
-        const Vec<T> q = g * decayed[t][s];
-        qA += q * A2[n + s];
-        dA[s] += q * delta;
-        carry[s] = decay[t][s] * g;
+        for (int s = 0; s < kS; ++s) {
+          const T b = B[t * padded + n + s];
+          const Vec<T> g = out_grad * C[t * padded + n + s] + carry[s];
+          to_B[i * kS + s] = g * drive;
+          to_C[i * kS + s] = (decayed[t][s] + drive * b) * out_grad;
+          gB += g * b;
+          const Vec<T> q = g * decayed[t][s];
+          qA += q * A[s];
+          dA[s] += q * delta;
+          carry[s] = decay[t][s] * g;
+        }
+        sum_gB[t] = gB;
+        sum_qA[t] = qA;
       }
-      sum_gB[t] = gB;
-      sum_qA[t] = qA;
-      if (!tile.padding[t]) add_to_partial(t, n, to_B, to_C);
+      add_to_partial(last, n, sum_each<T>(to_B), sum_each<T>(to_C));
     }
-    for (int s = 0; s < kRebuilt; ++s) {
+    for (int s = 0; s < kS; ++s) {
       G[n + s] = carry[s];
       grad_A[n + s] = dA[s];
     }
   }
 
-  void add_to_partial(int t, int64_t n, const Vec<T>* to_B, const Vec<T>* to_C) {
-    T* row = partial + tile.row[t] * 2 * p.states;
-    for (int s = 0; s < kRebuilt && n + s < p.states; ++s) {
-      row[n + s] += sum_lanes<T>(to_B[s]);
-      row[p.states + n + s] += sum_lanes<T>(to_C[s]);
+  // Lane i * kS + s of the sums belongs to token last - i and state n + s.
+  void add_to_partial(int last, int64_t n, Vec<T> to_B, Vec<T> to_C) {
+    for (int i = 0; i < kSummed<T> && i <= last; ++i) {
+      if (tile.padding[last - i]) continue;
+      T* row = partial + tile.row[last - i] * 2 * p.states;
+      for (int s = 0; s < kS && n + s < p.states; ++s) {
+        row[n + s] += to_B[i * kS + s];
+        row[p.states + n + s] += to_C[i * kS + s];
+      }
     }
   }
 
@@ -157,7 +165,7 @@ struct Worker {
       load_matrix(p, p.B, tile, B.data());
       load_matrix(p, p.C, tile, C.data());
       load_gradients(block);
-      for (int64_t n = 0; n < padded; n += kRebuilt) sweep(block, checkpoint, n);
+      for (int64_t n = 0; n < padded; n += kS) sweep(block, checkpoint, n);
       store_gradients(block, D);
     }
     store_state<T>(static_cast<T*>(p.grad_initial_state), p, block, sequence, G);

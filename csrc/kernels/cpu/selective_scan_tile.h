@@ -15,7 +15,7 @@ namespace mixture_of_mamba::MOM_ISA {
 
 constexpr int kTile = static_cast<int>(kCheckpointInterval);
 // 16 states of AVX-512 fill half of its 32 registers; the 16 registers of the others hold 4 states.
-constexpr int kStates = kVectorBytes == 64 ? 16 : 4;
+constexpr int kStates = kVectorBytes == 64 ? 8 : 4;
 
 template <typename T>
 struct Block {

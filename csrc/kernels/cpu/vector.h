@@ -5,7 +5,7 @@
 #include <cstring>
 #include <new>
 #include <type_traits>
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -46,12 +46,24 @@ template <typename T>
 inline Vec<T> splat(T value) {
   return Vec<T>{} + value;
 }
+// max(a, b) and min(a, b); a NaN in `a` stays. One instruction each where the compiler does not see that a
+// comparison and a selection are one.
 template <typename T>
 inline Vec<T> maximum(Vec<T> a, T b) {
-  return a < b ? splat<T>(b) : a;  // a NaN stays
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_max_ps((__m512)splat<T>(b), (__m512)a);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_max_ps((__m256)splat<T>(b), (__m256)a);
+#endif
+  return a < b ? splat<T>(b) : a;
 }
 template <typename T>
 inline Vec<T> minimum(Vec<T> a, T b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_min_ps((__m512)splat<T>(b), (__m512)a);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_min_ps((__m256)splat<T>(b), (__m256)a);
+#endif
   return a > b ? splat<T>(b) : a;
 }
 
@@ -290,6 +302,27 @@ template <typename T>
 inline Vec<T> sigmoid(Vec<T> x) {
   const Vec<T> e = exp_of_minus_magnitude<T>(x);
   return (x < T(0) ? e : splat<T>(1)) / (e + T(1));
+}
+
+// One vector from kLanes vectors: lane i is the sum of the lanes of v[i]. Overwrites v.
+// A stage folds lanes that differ in bit `half` and keeps the result of v[i] where that bit is 0, of
+// v[i + half] where it is 1: log2(kLanes) stages, kLanes - 1 folds in all.
+template <typename T>
+inline Vec<T> sum_each(Vec<T>* v) {
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    IntVec<T> own, other;
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      const int source = lane & half ? kLanes<T> : 0;
+      own[lane] = source + lane;
+      other[lane] = source + (lane ^ half);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      v[i] = __builtin_shuffle(v[i], v[i + half], own) + __builtin_shuffle(v[i], v[i + half], other);
+    }
+  }
+  return v[0];
 }
 
 }  // namespace mixture_of_mamba::MOM_ISA

@@ -30,6 +30,8 @@
 // Barriers  two a tile and state block: inputs in shared memory | sums in shared memory.
 
 
+#include <algorithm>
+
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/selective_scan_bwd.h"
 #include "kernels/cuda/selective_scan_bwd_general_sweep.cuh"
@@ -39,6 +41,10 @@ namespace general_backward {
 namespace {
 
 constexpr int kStaged = kTokens * 2 * kStates / kThreads;  // elements of B and C that a thread stages
+
+constexpr int64_t kShortestChunk = 4 * kTokens;
+constexpr int64_t kRounds = 8;  // walkers are so many that blocks of uneven work even out
+constexpr size_t kAlignment = 256;
 
 // The element-wise part: a thread owns one channel and kItems tokens.
 template <typename T>
@@ -238,6 +244,103 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
   sweep.finish();
 }
 
+int64_t channel_blocks(const SelectiveScanBackwardParams& p) { return (p.channels + kChannels - 1) / kChannels; }
+
+// Whole sequences when they fill the device; else chunks, as many as two rounds of blocks take.
+int64_t chunk_length(const SelectiveScanBackwardParams& p) {
+  const int64_t resident = 2 * std::max(multiprocessors_cuda(), 1);
+  if (p.order.sequences * channel_blocks(p) >= resident * 3 / 4) return std::max<int64_t>(p.order.tokens, 1);
+  const int64_t chunks = std::max<int64_t>(2 * resident / std::max<int64_t>(channel_blocks(p), 1), 1);
+  const int64_t length = (p.order.tokens + chunks - 1) / chunks;
+  return std::max<int64_t>((length + kTokens - 1) / kTokens * kTokens, kShortestChunk);
+}
+
+// Arguments with workspace pointers counted from `base`; *bytes is the size of all.
+Args plan(const SelectiveScanBackwardParams& p, char* base, size_t* bytes) {
+  Args args;
+  args.params = p;
+  const int64_t length = chunk_length(p);
+  args.units = stub_units(p.order, p.reverse, static_cast<int32_t>(length));
+  const int64_t units = args.units.max_units;
+  const int64_t rounds = kRounds * 2 * std::max(multiprocessors_cuda(), 1);
+  const int64_t most_walkers = std::max<int64_t>(rounds / std::max<int64_t>(channel_blocks(p), 1), 1);
+  args.walkers = static_cast<int32_t>(std::min(units, most_walkers));
+
+  *bytes = 0;
+  const auto take = [&](float*& pointer, int64_t count) {
+    pointer = reinterpret_cast<float*>(base + *bytes);
+    *bytes += (count * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  const int64_t size = p.channels * p.states, walkers = args.walkers;
+  const bool cut = length < p.order.tokens && units > p.order.sequences;
+  if (cut) take(args.unit_carry, units * size);
+  if (cut) take(args.delta_sum, units * p.channels);
+  if (p.states > kStates) take(args.walk_carry, walkers * size);
+  take(args.grad_A, walkers * size);
+  if (p.grad_D != nullptr) take(args.grad_D, walkers * kTokenHalves * p.channels);
+  if (p.grad_dt_bias != nullptr) {
+    take(args.grad_dt_bias, walkers * kTokenHalves * p.bias_modalities * p.channels);
+  }
+  take(args.grad_BC, channel_blocks(p) * p.order.tokens * 2 * p.states);
+  return args;
+}
+
+template <typename T>
+int launch_typed(const Args& args, cudaStream_t stream) {
+  const SelectiveScanBackwardParams& p = args.params;
+  const bool shares = p.grad_dt_bias != nullptr && p.bias_modalities <= kSharedModalities;
+  const size_t bias_bytes = shares ? kTokenHalves * p.bias_modalities * kChannels * sizeof(float) : 0;
+  const int bytes = static_cast<int>(sizeof(Shared) + bias_bytes);
+  const auto kernel = backward_kernel<T>;
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      error != cudaSuccess) {
+    return error;
+  }
+  kernel<<<dim3(static_cast<unsigned>(channel_blocks(p)), args.walkers), kThreads, bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+int launch_main(const Args& args, cudaStream_t stream) {
+  switch (args.params.type) {
+    case ScalarType::kFloat32: return launch_typed<float>(args, stream);
+    case ScalarType::kBFloat16: return launch_typed<__nv_bfloat16>(args, stream);
+    case ScalarType::kFloat16: return launch_typed<__half>(args, stream);
+    case ScalarType::kFloat64: break;
+  }
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 }  // namespace general_backward
+
+size_t general_backward_workspace(const SelectiveScanBackwardParams& p) {
+  size_t bytes = 0;
+  general_backward::plan(p, nullptr, &bytes);
+  return bytes;
+}
+
+int launch_general_backward(const SelectiveScanBackwardParams& p, void* workspace, CUstream_st* stream) {
+  using namespace general_backward;
+  if (p.type == ScalarType::kFloat64) return cudaErrorInvalidValue;
+  size_t bytes = 0;
+  const Args args = plan(p, static_cast<char*>(workspace), &bytes);
+  const bool has_work = p.channels > 0 && args.walkers > 0;
+  if (has_work) {
+    if (args.unit_carry != nullptr) {
+      if (const int error = launch_unit_carries(args, stream); error != 0) return error;
+    }
+    if (const int error = launch_main(args, stream); error != 0) return error;
+  }
+  const int64_t walkers = has_work ? args.walkers : 0, halves = walkers * kTokenHalves;
+  const auto sums = [&](const float* partials, int64_t count, int64_t size, void* out) {
+    return launch_column_sums(partials, count, size, static_cast<float*>(out), stream);
+  };
+  int error = launch_reduce_state_gradients(p, args.grad_BC, has_work ? channel_blocks(p) : 0, stream);
+  if (error == 0) error = sums(args.grad_A, walkers, p.channels * p.states, p.grad_A);
+  if (error == 0) error = sums(args.grad_D, halves, p.channels, p.grad_D);
+  if (error == 0) error = sums(args.grad_dt_bias, halves, p.bias_modalities * p.channels, p.grad_dt_bias);
+  return error;
+}
+
 }  // namespace mixture_of_mamba
