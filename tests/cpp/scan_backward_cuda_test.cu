@@ -5,6 +5,7 @@
 // csrc/kernels/cuda/*.cu; exit status 0: all well.
 //
 //   scan_backward_cuda_test [random cases] [seed]    check
+//   scan_backward_cuda_test few                      every 7th case of the table: for compute-sanitizer
 //   scan_backward_cuda_test bench                    median times of both paths
 
 #include "kernels/cuda/selective_scan_bwd.h"
@@ -26,7 +27,8 @@ double error_of(const Doubles& got, const Doubles& expected, double tolerance) {
   if (norm == 0) return difference == 0 ? 0 : INFINITY;
   const double rms = std::sqrt(norm / got.size());
   for (size_t i = 0; i < got.size(); ++i) {
-    worst = std::max(worst, std::fabs(got[i] - expected[i]) / (50 * tolerance * (rms + std::fabs(expected[i]))));
+    worst =
+        std::max(worst, std::fabs(got[i] - expected[i]) / (50 * tolerance * (rms + std::fabs(expected[i]))));
   }
   return std::max(worst, std::sqrt(difference / norm) / tolerance);
 }
@@ -73,16 +75,15 @@ bool run_case(const Case& c, Workspace workspace_of, Launch launch, const char* 
   p.checkpoints = device.upload(problem.checkpoints);
 
   const Case dense;
-  Matrix outputs[kOutputs] = {
-      {device, c, c.type, tokens, c.channels},
-      {device, c, c.type, tokens, c.channels},
-      {device, c, c.type, tokens, c.states},
-      {device, c, c.type, tokens, c.states},
-      {device, c, c.type, tokens, c.channels},
-      {device, dense, ScalarType::kFloat32, c.channels, c.states},
-      {device, dense, ScalarType::kFloat32, 1, c.channels},
-      {device, dense, ScalarType::kFloat32, c.bias_modalities, c.channels},
-      {device, dense, ScalarType::kFloat32, sequences, size}};
+  Matrix outputs[kOutputs] = {{device, c, c.type, tokens, c.channels},
+                              {device, c, c.type, tokens, c.channels},
+                              {device, c, c.type, tokens, c.states},
+                              {device, c, c.type, tokens, c.states},
+                              {device, c, c.type, tokens, c.channels},
+                              {device, dense, ScalarType::kFloat32, c.channels, c.states},
+                              {device, dense, ScalarType::kFloat32, 1, c.channels},
+                              {device, dense, ScalarType::kFloat32, c.bias_modalities, c.channels},
+                              {device, dense, ScalarType::kFloat32, sequences, size}};
   bool wanted[kOutputs];
   for (int i = 0; i < kOutputs; ++i) wanted[i] = (c.skip_outputs >> i & 1) == 0;
   wanted[kZ] = c.z;
@@ -157,7 +158,9 @@ std::vector<Case> table() {
   vary("reverse", [](Case& c) { c.reverse = true, c.padding = true; });
   vary("no softplus", [](Case& c) { c.softplus = false; });
   vary("packed", [](Case& c) { c.packed = true, c.lengths = {0, 5, 16, 0, 33, 1, 90, 0}; });
-  vary("packed reverse", [](Case& c) { c.packed = c.reverse = c.padding = true, c.lengths = {3, 0, 48, 17}; });
+  vary("packed reverse", [](Case& c) {
+    c.packed = c.reverse = c.padding = true, c.lengths = {3, 0, 48, 17};
+  });
   vary("chunks", [](Case& c) { c.lengths = {517, 517}; });
   vary("packed chunks", [](Case& c) { c.packed = c.padding = true, c.lengths = {300, 0, 64, 411, 2}; });
   vary("reverse chunks", [](Case& c) { c.lengths = {700}, c.reverse = true; });
@@ -208,14 +211,15 @@ Case random_case(int index) {
   c.gap = below(2) == 0 ? 0 : below(2) == 0 ? 8 * below(9) : below(9);
   c.offset = below(3) == 0 ? below(9) : 0;
   c.skip_outputs = below(3) == 0 ? below(1 << kOutputs) : 0;
-  c.random_rate_sign = below(6) == 0;
+  c.random_rate_sign = c.type != ScalarType::kFloat16 && below(6) == 0;  // grows beyond fp16
   return c;
 }
 
-int check_all(int random_cases, int seed) {
+int check_all(int table_step, int random_cases, int seed) {
   int failed = 0, cases = 0;
   generator.seed(seed);
-  for (const Case& c : table()) failed += !run_all_paths(c), ++cases;
+  const std::vector<Case> fixed = table();
+  for (size_t i = 0; i < fixed.size(); i += table_step) failed += !run_all_paths(fixed[i]), ++cases;
   for (int i = 0; i < random_cases; ++i) failed += !run_all_paths(random_case(i)), ++cases;
   for (int narrow = 0; narrow < 2; ++narrow) {
     std::printf("%s, largest errors in tolerances:", narrow ? "16 bits" : "32 bits");
@@ -227,7 +231,8 @@ int check_all(int random_cases, int seed) {
 }
 
 __global__ void fill_kernel(void* to, int64_t count, bool wide, float scale, float mean) {
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * blockDim.x) {
     const uint32_t hash = static_cast<uint32_t>((i * 0x9e3779b97f4a7c15ull) >> 32);
     const float x = mean + scale * (hash * 0x1p-31f - 1.0f);
     if (wide) static_cast<float*>(to)[i] = x;
@@ -267,7 +272,9 @@ void bench_shape(ScalarType type, int64_t batch, int64_t length, int64_t channel
     check(cudaGetLastError(), "fill");
     return static_cast<char*>(p);
   };
-  const auto activations = [&](int64_t columns) { return fill(tokens * columns, type == ScalarType::kFloat32, 2, 0); };
+  const auto activations = [&](int64_t columns) {
+    return fill(tokens * columns, type == ScalarType::kFloat32, 2, 0);
+  };
   const int64_t element = size_of(type);
   SelectiveScanBackwardParams p;
   p.type = type;
@@ -306,11 +313,13 @@ void bench_shape(ScalarType type, int64_t batch, int64_t length, int64_t channel
   p.grad_A = device.allocate(channels * kStates * 4);
   p.grad_D = device.allocate(channels * 4);
   p.grad_dt_bias = device.allocate(kModalities * channels * 4);
-  std::printf("%s %lldx%lldx%lld, 3 modalities: general %.3f ms", type == ScalarType::kFloat32 ? "fp32" : "bf16",
-              static_cast<long long>(batch), static_cast<long long>(length), static_cast<long long>(channels),
+  std::printf("%s %lldx%lldx%lld, 3 modalities: general %.3f ms",
+              type == ScalarType::kFloat32 ? "fp32" : "bf16", static_cast<long long>(batch),
+              static_cast<long long>(length), static_cast<long long>(channels),
               median_ms(p, general_backward_workspace, launch_general_backward));
   if (fast_backward_supports(p)) {
-    std::printf(", fast %.3f ms, workspace %.0f MB", median_ms(p, fast_backward_workspace, launch_fast_backward),
+    std::printf(", fast %.3f ms, workspace %.0f MB",
+                median_ms(p, fast_backward_workspace, launch_fast_backward),
                 fast_backward_workspace(p) * 1e-6);
   }
   std::printf(", general workspace %.0f MB\n", general_backward_workspace(p) * 1e-6);
@@ -331,6 +340,9 @@ int bench() {
 }  // namespace mixture_of_mamba
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::strcmp(argv[1], "bench") == 0) return mixture_of_mamba::bench();
-  return mixture_of_mamba::check_all(argc > 1 ? std::atoi(argv[1]) : 200, argc > 2 ? std::atoi(argv[2]) : 1);
+  using namespace mixture_of_mamba;
+  const std::string mode = argc > 1 ? argv[1] : "200";
+  if (mode == "bench") return bench();
+  if (mode == "few") return check_all(7, 0, 1);
+  return check_all(1, std::atoi(mode.c_str()), argc > 2 ? std::atoi(argv[2]) : 1);
 }

@@ -39,10 +39,10 @@ struct Case {
   int modalities = 3, bias_modalities = 3;  // 0 bias_modalities: no dt_bias
   bool packed = false, rows = true, padding = false, softplus = true, reverse = false;
   bool D = true, z = true, initial = true, grad_final = true;
-  int gap = 0;             // elements between rows that belong to nobody
-  int offset = 0;          // elements before the first row
-  int skip_outputs = 0;    // bit i: output i is null
-  double rate = -1.0;      // scale of A
+  int gap = 0;           // elements between rows that belong to nobody
+  int offset = 0;        // elements before the first row
+  int skip_outputs = 0;  // bit i: output i is null
+  double rate = -1.0;    // scale of A
   bool random_rate_sign = false;
   bool hostile = false;  // rows, offsets and cu_seqlens are garbage: only memory must stay whole
 };
@@ -213,9 +213,11 @@ struct Problem {
 inline void Problem::reference() {
   const int64_t states = c.states, channels = c.channels, size = channels * states;
   checkpoints.assign((tokens / kCheckpointInterval + sequences) * size, NAN);
-  const int64_t sizes[kOutputs] = {tokens * channels, tokens * channels, tokens * states,
-                                   tokens * states,   tokens * channels, size,
-                                   channels,          c.bias_modalities * channels, sequences * size};
+  const int64_t sizes[kOutputs] = {tokens * channels, tokens * channels,
+                                   tokens * states,   tokens * states,
+                                   tokens * channels, size,
+                                   channels,          c.bias_modalities * channels,
+                                   sequences * size};
   for (int i = 0; i < kOutputs; ++i) expected[i].assign(sizes[i], 0.0);
   for (int64_t s = 0; s < sequences; ++s) {
     const int begin = cu_seqlens[s], length = c.lengths[s];
@@ -226,7 +228,8 @@ inline void Problem::reference() {
       for (int i = 0; i < length; ++i) {
         std::copy(h.begin(), h.end(), history.begin() + i * states);
         const int64_t slot = begin / kCheckpointInterval + s + i / kCheckpointInterval;
-        if (i % kCheckpointInterval == 0) std::copy(h.begin(), h.end(), &checkpoints[slot * size + e * states]);
+        if (i % kCheckpointInterval == 0)
+          std::copy(h.begin(), h.end(), &checkpoints[slot * size + e * states]);
         const int64_t row = row_of(i);
         const int m = modality(row);
         if (m == c.modalities) continue;

@@ -4,7 +4,8 @@
 namespace mixture_of_mamba {
 
 size_t selective_scan_backward_workspace_cuda(const SelectiveScanBackwardParams& params) {
-  return fast_backward_supports(params) ? fast_backward_workspace(params) : general_backward_workspace(params);
+  return fast_backward_supports(params) ? fast_backward_workspace(params)
+                                        : general_backward_workspace(params);
 }
 
 int launch_selective_scan_backward_cuda(const SelectiveScanBackwardParams& params, void* workspace,

@@ -3,9 +3,9 @@
 // Selective scan, backward, general path: any states, strides, alignment and element type.
 // Per sequence and channel, tokens in walk order; g, h, q have `states` entries:
 //
-//   a_t  = exp(delta_t * A)          h_t = a_t * h_{t-1} + delta_t * u_t * B_t
-//   dy_t = grad_out_t * silu(z_t)    g_t = C_t * dy_t + a_{t+1} * g_{t+1}      (last token: + grad_final_state)
-//   q_t  = g_t * a_t * h_{t-1}       (never h_t - delta_t * u_t * B_t: that cancels)
+//   a_t  = exp(delta_t * A)         h_t = a_t * h_{t-1} + delta_t * u_t * B_t
+//   dy_t = grad_out_t * silu(z_t)   g_t = C_t * dy_t + a_{t+1} * g_{t+1}, from grad_final_state on
+//   q_t  = g_t * a_t * h_{t-1}      never h_t - delta_t * u_t * B_t for a_t * h_{t-1}: that cancels
 //
 //   grad_B  += delta u g  and  grad_C += dy h        summed over channels
 //   grad_A  += delta q,   grad_D += dy u             summed over tokens
@@ -29,7 +29,6 @@
 //         is 7 elements + 4 bytes of checkpoint + 4 of partials. Issue slots bind.
 // Barriers  two a tile and state block: inputs in shared memory | sums in shared memory.
 
-
 #include <algorithm>
 
 #include "kernels/cuda/device_info.h"
@@ -41,7 +40,7 @@ namespace general_backward {
 namespace {
 
 constexpr int kStaged = kTokens * 2 * kStates / kThreads;  // elements of B and C that a thread stages
-
+constexpr int64_t kResident = 2;                           // blocks of a multiprocessor at once
 constexpr int64_t kShortestChunk = 4 * kTokens;
 constexpr int64_t kRounds = 8;  // walkers are so many that blocks of uneven work even out
 constexpr size_t kAlignment = 256;
@@ -56,6 +55,7 @@ struct ElementWise {
   const int64_t channel = int64_t(blockIdx.x) * kChannels + tile_channel;
   const bool has_channel = channel < args.params.channels;
   T u[kItems], dt[kItems], z[kItems], grad_out[kItems], staged[kStaged];
+  float bias[kItems];
   float skip = 0.0f, grad_D = 0.0f;
   float* grad_bias = nullptr;  // this thread's sums per modality: in shared memory, or already in args
   int64_t grad_bias_stride = 0;
@@ -66,7 +66,8 @@ struct ElementWise {
     if (p.D != nullptr) skip = static_cast<const float*>(p.D)[channel];
     if (p.grad_dt_bias == nullptr) return;
     const bool fits = p.bias_modalities <= kSharedModalities;
-    grad_bias = fits ? shared_bias + token_half * p.bias_modalities * kChannels + tile_channel : bias_partial();
+    grad_bias =
+        fits ? shared_bias + token_half * p.bias_modalities * kChannels + tile_channel : bias_partial();
     grad_bias_stride = fits ? kChannels : p.channels;
     for (int m = 0; m < p.bias_modalities; ++m) grad_bias[m * grad_bias_stride] = 0.0f;
   }
@@ -81,7 +82,9 @@ struct ElementWise {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       const int32_t row = tokens.row[token_half * kItems + j];
-      const bool wanted = has_channel && tokens.modality[token_half * kItems + j] >= 0;
+      const int32_t modality = tokens.modality[token_half * kItems + j];
+      const bool wanted = has_channel && modality >= 0;
+      bias[j] = load_bias(p, modality, channel, wanted);
       u[j] = load_element<T>(p.u, row, channel, wanted);
       dt[j] = load_element<T>(p.dt, row, channel, wanted);
       z[j] = load_element<T>(p.z, row, channel, wanted && p.z.data != nullptr);
@@ -113,15 +116,16 @@ struct ElementWise {
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
         const int j = k * kGroup + i;
-        const int32_t modality = tokens.modality[token_half * kItems + j];
-        const bool active = has_channel && modality >= 0;
-        const float x = active ? delta_input(p, to_float(dt[j]), modality, channel) : 0.0f;
-        delta[i] = !active ? 0.0f : p.softplus ? softplus(x) : x;
-        shared.slope[j][threadIdx.x] = p.softplus ? sigmoid(x) : 1.0f;
+        const bool active = has_channel && tokens.modality[token_half * kItems + j] >= 0;
+        const float x = to_float(dt[j]) + bias[j];
+        const Softplus step = p.softplus ? softplus_fast(x) : Softplus{x, 1.0f};
+        delta[i] = active ? step.value : 0.0f;
+        shared.slope[j][threadIdx.x] = step.slope;
         const float ut = to_float(u[j]), gate = to_float(z[j]), grad = to_float(grad_out[j]);
-        const bool gated = p.z.data != nullptr;
-        grad_y[i] = gated ? grad * silu(gate) : grad;
-        shared.grad_gate[j][threadIdx.x] = gated ? grad * silu_slope(gate) : 0.0f;
+        const float open = sigmoid_fast(gate), gated = gate * open;
+        const bool has_gate = p.z.data != nullptr;
+        grad_y[i] = has_gate ? grad * gated : grad;
+        shared.grad_gate[j][threadIdx.x] = grad * fmaf(gated, 1.0f - open, open);
         shared.u[j][threadIdx.x] = ut;
         input[i] = delta[i] * ut;
         grad_D = fmaf(grad_y[i], ut, grad_D);
@@ -154,7 +158,8 @@ struct ElementWise {
         const float ut = shared.u[j][threadIdx.x];
         const float grad_delta = fmaf(grad_input[i], ut, grad_rate[i] * kLn2);
         const float grad_dt = active ? grad_delta * shared.slope[j][threadIdx.x] : 0.0f;
-        store_element<T>(p.grad_u, row, channel, active ? fmaf(grad_input[i], delta[i], skip * grad_y[i]) : 0.0f);
+        store_element<T>(p.grad_u, row, channel,
+                         active ? fmaf(grad_input[i], delta[i], skip * grad_y[i]) : 0.0f);
         store_element<T>(p.grad_dt, row, channel, grad_dt);
         store_element<T>(p.grad_z, row, channel,
                          active ? shared.grad_gate[j][threadIdx.x] * fmaf(skip, ut, y[i]) : 0.0f);
@@ -190,7 +195,7 @@ struct ElementWise {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(kThreads, kResident) backward_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   ElementWise<T> elements(args, shared, reinterpret_cast<float*>(memory + sizeof(Shared)));
@@ -203,7 +208,8 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
     int tile = (unit.length + kTokens - 1) / kTokens - 1;
     __syncthreads();
     if (threadIdx.x < kTokens) {
-      put_token(args, find_row(args, unit, tile * kTokens + threadIdx.x), shared.tokens[tile & 1], threadIdx.x);
+      put_token(args, find_row(args, unit, tile * kTokens + threadIdx.x), shared.tokens[tile & 1],
+                threadIdx.x);
     }
     __syncthreads();
     if (tile >= 0) {
@@ -213,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
     }
     for (; tile >= 0; --tile) {
       const TileTokens& tokens = shared.tokens[tile & 1];
-      TileTokens& next_tokens = shared.tokens[tile & 1 ^ 1];
+      TileTokens& next_tokens = shared.tokens[(tile & 1) ^ 1];
       int32_t next_row = -1;
       if (threadIdx.x < kTokens) next_row = find_row(args, unit, (tile - 1) * kTokens + threadIdx.x);
       elements.element_wise_in(tokens);
@@ -244,45 +250,59 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(const __grid_cons
   sweep.finish();
 }
 
-int64_t channel_blocks(const SelectiveScanBackwardParams& p) { return (p.channels + kChannels - 1) / kChannels; }
-
-// Whole sequences when they fill the device; else chunks, as many as two rounds of blocks take.
-int64_t chunk_length(const SelectiveScanBackwardParams& p) {
-  const int64_t resident = 2 * std::max(multiprocessors_cuda(), 1);
-  if (p.order.sequences * channel_blocks(p) >= resident * 3 / 4) return std::max<int64_t>(p.order.tokens, 1);
-  const int64_t chunks = std::max<int64_t>(2 * resident / std::max<int64_t>(channel_blocks(p), 1), 1);
-  const int64_t length = (p.order.tokens + chunks - 1) / chunks;
-  return std::max<int64_t>((length + kTokens - 1) / kTokens * kTokens, kShortestChunk);
+int64_t channel_blocks(const SelectiveScanBackwardParams& p) {
+  return (p.channels + kChannels - 1) / kChannels;
 }
 
-// Arguments with workspace pointers counted from `base`; *bytes is the size of all.
-Args plan(const SelectiveScanBackwardParams& p, char* base, size_t* bytes) {
-  Args args;
-  args.params = p;
-  const int64_t length = chunk_length(p);
-  args.units = stub_units(p.order, p.reverse, static_cast<int32_t>(length));
-  const int64_t units = args.units.max_units;
-  const int64_t rounds = kRounds * 2 * std::max(multiprocessors_cuda(), 1);
-  const int64_t most_walkers = std::max<int64_t>(rounds / std::max<int64_t>(channel_blocks(p), 1), 1);
-  args.walkers = static_cast<int32_t>(std::min(units, most_walkers));
+int64_t resident_blocks() { return kResident * std::max(multiprocessors_cuda(), 1); }
 
-  *bytes = 0;
-  const auto take = [&](float*& pointer, int64_t count) {
-    pointer = reinterpret_cast<float*>(base + *bytes);
-    *bytes += (count * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-  };
-  const int64_t size = p.channels * p.states, walkers = args.walkers;
-  const bool cut = length < p.order.tokens && units > p.order.sequences;
-  if (cut) take(args.unit_carry, units * size);
-  if (cut) take(args.delta_sum, units * p.channels);
-  if (p.states > kStates) take(args.walk_carry, walkers * size);
-  take(args.grad_A, walkers * size);
-  if (p.grad_D != nullptr) take(args.grad_D, walkers * kTokenHalves * p.channels);
-  if (p.grad_dt_bias != nullptr) {
-    take(args.grad_dt_bias, walkers * kTokenHalves * p.bias_modalities * p.channels);
+// Whole sequences where equal ones fill the device; else chunks that are two rounds of blocks. Packed
+// sequences may be of any length, so long ones are always cut.
+int64_t chunk_length(const SelectiveScanBackwardParams& p) {
+  const TokenOrder& order = p.order;
+  if (order.cu_seqlens == nullptr && order.sequences * channel_blocks(p) * 4 >= resident_blocks() * 3) {
+    return order.length;
   }
-  take(args.grad_BC, channel_blocks(p) * p.order.tokens * 2 * p.states);
-  return args;
+  return std::max(order.tokens * channel_blocks(p) / (2 * resident_blocks()), kShortestChunk);
+}
+
+struct Plan {
+  Args args;
+  void* units = nullptr;  // workspace of the unit table
+  size_t bytes = 0;
+};
+
+// Workspace pointers are counted from `base`.
+Plan make_plan(const SelectiveScanBackwardParams& p, void* base) {
+  Plan plan;
+  Args& args = plan.args;
+  args.params = p;
+  args.units = plan_scan_units(p.order, p.reverse, chunk_length(p));
+  const int64_t units = args.units.max_units, size = p.channels * p.states;
+  const int64_t most_walkers = kRounds * resident_blocks() / std::max<int64_t>(channel_blocks(p), 1);
+  const int64_t walkers = std::min(units, std::max<int64_t>(most_walkers, 1));
+  args.walkers = static_cast<int32_t>(walkers);
+
+  const auto take_bytes = [&](size_t bytes) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(base) + plan.bytes;
+    plan.bytes += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return address;
+  };
+  const auto take = [&](int64_t count) {
+    return reinterpret_cast<float*>(take_bytes(count * sizeof(float)));
+  };
+  plan.units = reinterpret_cast<void*>(take_bytes(scan_units_workspace(args.units)));
+  args.cut = (p.order.cu_seqlens == nullptr ? p.order.length : p.order.tokens) > args.units.chunk_length;
+  if (args.cut) args.unit_carry = take(units * size);
+  if (args.cut) args.delta_sum = take(units * p.channels);
+  if (p.states > kStates) args.walk_carry = take(walkers * size);
+  args.grad_A = take(walkers * size);
+  if (p.grad_D != nullptr) args.grad_D = take(walkers * kTokenHalves * p.channels);
+  if (p.grad_dt_bias != nullptr) {
+    args.grad_dt_bias = take(walkers * kTokenHalves * p.bias_modalities * p.channels);
+  }
+  args.grad_BC = take(channel_blocks(p) * p.order.tokens * 2 * p.states);
+  return plan;
 }
 
 template <typename T>
@@ -303,10 +323,14 @@ int launch_typed(const Args& args, cudaStream_t stream) {
 
 int launch_main(const Args& args, cudaStream_t stream) {
   switch (args.params.type) {
-    case ScalarType::kFloat32: return launch_typed<float>(args, stream);
-    case ScalarType::kBFloat16: return launch_typed<__nv_bfloat16>(args, stream);
-    case ScalarType::kFloat16: return launch_typed<__half>(args, stream);
-    case ScalarType::kFloat64: break;
+    case ScalarType::kFloat32:
+      return launch_typed<float>(args, stream);
+    case ScalarType::kBFloat16:
+      return launch_typed<__nv_bfloat16>(args, stream);
+    case ScalarType::kFloat16:
+      return launch_typed<__half>(args, stream);
+    case ScalarType::kFloat64:
+      break;
   }
   return cudaErrorInvalidValue;
 }
@@ -315,22 +339,19 @@ int launch_main(const Args& args, cudaStream_t stream) {
 }  // namespace general_backward
 
 size_t general_backward_workspace(const SelectiveScanBackwardParams& p) {
-  size_t bytes = 0;
-  general_backward::plan(p, nullptr, &bytes);
-  return bytes;
+  return general_backward::make_plan(p, nullptr).bytes;
 }
 
 int launch_general_backward(const SelectiveScanBackwardParams& p, void* workspace, CUstream_st* stream) {
   using namespace general_backward;
-  if (p.type == ScalarType::kFloat64) return cudaErrorInvalidValue;
-  size_t bytes = 0;
-  const Args args = plan(p, static_cast<char*>(workspace), &bytes);
+  Plan plan = make_plan(p, workspace);
+  Args& args = plan.args;
   const bool has_work = p.channels > 0 && args.walkers > 0;
   if (has_work) {
-    if (args.unit_carry != nullptr) {
-      if (const int error = launch_unit_carries(args, stream); error != 0) return error;
-    }
-    if (const int error = launch_main(args, stream); error != 0) return error;
+    int error = build_scan_units(args.units, plan.units, stream);
+    if (error == 0 && args.cut) error = launch_unit_carries(args, stream);
+    if (error == 0) error = launch_main(args, stream);
+    if (error != 0) return error;
   }
   const int64_t walkers = has_work ? args.walkers : 0, halves = walkers * kTokenHalves;
   const auto sums = [&](const float* partials, int64_t count, int64_t size, void* out) {

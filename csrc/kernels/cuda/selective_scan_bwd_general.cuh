@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include "kernels/common/scan_math.h"
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/scan_units.cuh"
 #include "kernels/selective_scan.h"
@@ -19,8 +18,8 @@ constexpr int kGroups = kTokens / kGroup;
 constexpr int kChannels = 64;  // of a block
 constexpr int kStates = 16;    // of a state block
 constexpr int kThreads = 128;
-constexpr int kTokenHalves = kThreads / kChannels;    // element-wise threads of a channel
-constexpr int kItems = kTokens / kTokenHalves;        // tokens of an element-wise thread
+constexpr int kTokenHalves = kThreads / kChannels;  // element-wise threads of a channel
+constexpr int kItems = kTokens / kTokenHalves;      // tokens of an element-wise thread
 // Up to here, sums of grad_dt_bias are kept in shared memory.
 constexpr int kSharedModalities = 8;
 constexpr float kLog2E = 1.4426950408889634f;
@@ -44,14 +43,15 @@ struct Args {
   SelectiveScanBackwardParams params;
   ScanUnits units;
   int32_t walkers = 0;  // blocks that share the units of one channel block
+  bool cut = false;     // some sequence may have several units
 
-  float* unit_carry = nullptr;   // [units, channels, states], null when every unit is a whole sequence
-  float* delta_sum = nullptr;    // [units, channels], likewise
-  float* walk_carry = nullptr;   // [walkers, channels, states], null with one state block
-  float* grad_A = nullptr;       // [walkers, channels, states]
-  float* grad_D = nullptr;       // [walkers * kTokenHalves, channels]
-  float* grad_dt_bias = nullptr; // [walkers * kTokenHalves, bias_modalities, channels]
-  float* grad_BC = nullptr;      // [channel blocks, tokens, 2 * states]
+  float* unit_carry = nullptr;    // [units, channels, states], only when cut
+  float* delta_sum = nullptr;     // [units, channels], only when cut
+  float* walk_carry = nullptr;    // [walkers, channels, states], only with many state blocks
+  float* grad_A = nullptr;        // [walkers, channels, states]
+  float* grad_D = nullptr;        // [walkers * kTokenHalves, channels]
+  float* grad_dt_bias = nullptr;  // [walkers * kTokenHalves, bias_modalities, channels]
+  float* grad_BC = nullptr;       // [channel blocks, tokens, 2 * states]
 };
 
 MOM_HOST_DEVICE int state_blocks(const SelectiveScanBackwardParams& p) {
@@ -69,6 +69,32 @@ __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float sigmoid_fast(float x) { return reciprocal(1.0f + exp2_fast(-kLog2E * x)); }
+
+struct Softplus {
+  float value, slope;
+};
+
+// Without branches, to a few ulp everywhere: max(x, 0) + log1p(e), e = exp(-|x|) in (0, 1], where
+// log1p(e) = 2 atanh(e / (2 + e)) has an argument of at most 1/3 and so a short series.
+__device__ __forceinline__ Softplus softplus_fast(float x) {
+  const float e = exp2_fast(-kLog2E * fabsf(x)), s = e * reciprocal(2.0f + e), s2 = s * s;
+  float series = 1.0f / 13;
+  series = fmaf(series, s2, 1.0f / 11);
+  series = fmaf(series, s2, 1.0f / 9);
+  series = fmaf(series, s2, 1.0f / 7);
+  series = fmaf(series, s2, 1.0f / 5);
+  series = fmaf(series, s2, 1.0f / 3);
+  series = fmaf(series, s2, 1.0f);
+  return {fmaf(2.0f * s, series, fmaxf(x, 0.0f)), (x < 0.0f ? e : 1.0f) * reciprocal(1.0f + e)};
 }
 
 // Row of a walk position, -1 outside the unit. Padding is told apart in put_token(), so that the
@@ -95,11 +121,11 @@ __device__ __forceinline__ void store_element(const Rows& rows, int32_t row, int
   if (rows.data != nullptr) static_cast<T*>(rows.data)[row * rows.stride + column] = from_float<T>(value);
 }
 
-__device__ __forceinline__ float delta_input(const SelectiveScanBackwardParams& p, float dt, int32_t modality,
-                                             int64_t channel) {
-  if (p.dt_bias == nullptr) return dt;
-  const int64_t row = p.bias_modalities == 1 ? 0 : modality;
-  return dt + static_cast<const float*>(p.dt_bias)[row * p.channels + channel];
+// dt_bias of a token, or 0 where there is none.
+__device__ __forceinline__ float load_bias(const SelectiveScanBackwardParams& p, int32_t modality,
+                                           int64_t channel, bool wanted) {
+  if (p.dt_bias == nullptr || !wanted) return 0.0f;
+  return static_cast<const float*>(p.dt_bias)[(p.bias_modalities == 1 ? 0 : modality) * p.channels + channel];
 }
 
 // Fills args.unit_carry: the g that enters each chunk of a cut sequence from the chunks after it.

@@ -34,12 +34,14 @@ struct Shared {
 template <typename T>
 struct Inputs {
   T dt[kItems], z[kItems], grad_out[kItems], C[kStagedC];
+  float bias[kItems];
 
   __device__ void load(const SelectiveScanBackwardParams& p, const TileTokens& tokens, int64_t channel) {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       const int t = threadIdx.x / kChannels * kItems + j;
       const bool wanted = channel < p.channels && tokens.modality[t] >= 0;
+      bias[j] = load_bias(p, tokens.modality[t], channel, wanted);
       dt[j] = load_element<T>(p.dt, tokens.row[t], channel, wanted);
       z[j] = load_element<T>(p.z, tokens.row[t], channel, wanted && p.z.data != nullptr);
       grad_out[j] = load_element<T>(p.grad_out, tokens.row[t], channel, wanted);
@@ -60,15 +62,16 @@ struct Inputs {
       float delta[kGroup], grad_y[kGroup];
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        const int32_t modality = tokens.modality[group * kGroup + i];
-        const bool active = channel < p.channels && modality >= 0;
-        const float x = active ? delta_input(p, to_float(dt[k * kGroup + i]), modality, channel) : 0.0f;
-        delta[i] = !active ? 0.0f : p.softplus ? softplus(x) : x;
-        grad_y[i] = to_float(grad_out[k * kGroup + i]);
-        if (p.z.data != nullptr) grad_y[i] *= silu(to_float(z[k * kGroup + i]));
+        const int j = k * kGroup + i;
+        const bool active = channel < p.channels && tokens.modality[group * kGroup + i] >= 0;
+        const float x = to_float(dt[j]) + bias[j], gate = to_float(z[j]), grad = to_float(grad_out[j]);
+        const float step = p.softplus ? softplus_fast(x).value : x;
+        delta[i] = active ? step : 0.0f;
+        grad_y[i] = p.z.data != nullptr ? grad * gate * sigmoid_fast(gate) : grad;
       }
       shared.delta.at(group, threadIdx.x % kChannels) = make_float4(delta[0], delta[1], delta[2], delta[3]);
-      shared.grad_y.at(group, threadIdx.x % kChannels) = make_float4(grad_y[0], grad_y[1], grad_y[2], grad_y[3]);
+      shared.grad_y.at(group, threadIdx.x % kChannels) =
+          make_float4(grad_y[0], grad_y[1], grad_y[2], grad_y[3]);
     }
 #pragma unroll
     for (int k = 0; k < kStagedC; ++k) (&shared.C[0][0])[threadIdx.x + k * kThreads] = to_float(C[k]);
@@ -99,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(const __grid_constant
     int tile = (unit.length + kTokens - 1) / kTokens - 1;
     __syncthreads();
     if (threadIdx.x < kTokens) {
-      put_token(args, find_row(args, unit, tile * kTokens + threadIdx.x), shared.tokens[tile & 1], threadIdx.x);
+      put_token(args, find_row(args, unit, tile * kTokens + threadIdx.x), shared.tokens[tile & 1],
+                threadIdx.x);
     }
     __syncthreads();
     inputs.load(p, shared.tokens[tile & 1], input_channel);
@@ -107,10 +111,10 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(const __grid_constant
       inputs.store(p, shared.tokens[tile & 1], input_channel, shared);
       if (threadIdx.x < kTokens) {
         const int32_t row = find_row(args, unit, (tile - 1) * kTokens + threadIdx.x);
-        put_token(args, row, shared.tokens[tile & 1 ^ 1], threadIdx.x);
+        put_token(args, row, shared.tokens[(tile & 1) ^ 1], threadIdx.x);
       }
       __syncthreads();
-      inputs.load(p, shared.tokens[tile & 1 ^ 1], input_channel);
+      inputs.load(p, shared.tokens[(tile & 1) ^ 1], input_channel);
 #pragma unroll 1
       for (int group = kGroups - 1; group >= 0; --group) {
         float delta[kGroup], grad_y[kGroup];
@@ -131,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(const __grid_constant
     if (channel >= p.channels) continue;
 #pragma unroll
     for (int s = 0; s < kThreadStates; ++s) {
-      if (state + s < p.states) args.unit_carry[(index * p.channels + channel) * p.states + state + s] = carry[s];
+      if (state + s < p.states)
+        args.unit_carry[(index * p.channels + channel) * p.states + state + s] = carry[s];
     }
     if (state == 0) args.delta_sum[index * p.channels + channel] = delta_sum;
   }
@@ -170,10 +175,17 @@ int launch_unit_carries(const Args& args, CUstream_st* stream) {
   const unsigned rows = static_cast<unsigned>(std::min<int64_t>(args.units.max_units, kMostGridRows));
   const dim3 grid(static_cast<unsigned>((p.channels + kChannels - 1) / kChannels), rows, state_blocks(p));
   switch (p.type) {
-    case ScalarType::kFloat32: launch_adjoint<float>(args, grid, stream); break;
-    case ScalarType::kBFloat16: launch_adjoint<__nv_bfloat16>(args, grid, stream); break;
-    case ScalarType::kFloat16: launch_adjoint<__half>(args, grid, stream); break;
-    case ScalarType::kFloat64: return cudaErrorInvalidValue;
+    case ScalarType::kFloat32:
+      launch_adjoint<float>(args, grid, stream);
+      break;
+    case ScalarType::kBFloat16:
+      launch_adjoint<__nv_bfloat16>(args, grid, stream);
+      break;
+    case ScalarType::kFloat16:
+      launch_adjoint<__half>(args, grid, stream);
+      break;
+    case ScalarType::kFloat64:
+      return cudaErrorInvalidValue;
   }
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   const int64_t size = p.channels * p.states;

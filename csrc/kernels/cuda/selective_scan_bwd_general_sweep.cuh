@@ -12,14 +12,15 @@ constexpr int kWarpSize = 32;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kLaneChannels = 2;
 constexpr int kLaneStates = 4;
-static_assert(kWarps * kWarpSize / (kStates / kLaneStates) * kLaneChannels == kChannels, "lanes cover a block");
+static_assert(kWarps * kWarpSize / (kStates / kLaneStates) * kLaneChannels == kChannels,
+              "lanes cover a block");
 
 struct Shared {
-  TileValues delta, input, grad_y;            // input = delta * u
-  TileValues y, grad_input, grad_rate;        // sum(C h), sum(g B), sum(q A log2(e))
-  float u[kItems][kThreads];                  // from here to slope: private to a thread
-  float grad_gate[kItems][kThreads];          // grad_out * silu'(z)
-  float slope[kItems][kThreads];              // d delta / d dt
+  TileValues delta, input, grad_y;      // input = delta * u
+  TileValues y, grad_input, grad_rate;  // sum(C h), sum(g B), sum(q A log2(e))
+  float u[kItems][kThreads];            // from here to slope: private to a thread
+  float grad_gate[kItems][kThreads];    // grad_out * silu'(z)
+  float slope[kItems][kThreads];        // d delta / d dt
   float4 snapshot[kGroups - 1][kLaneChannels][kThreads];
   float4 products[kWarps][2][kGroup][kWarpSize];  // a lane's grad_B, then its grad_C
   float warp_sums[kWarps][kTokens][2 * kStates];
@@ -90,7 +91,8 @@ struct Sweep {
     for (int block = 0; block < state_blocks(args.params); ++block) {
       for_each_state(block, [&](int c, int s, int64_t i) {
         if (i < 0) return;
-        to[unit.sequence * state_size() + i] = many_blocks() ? args.walk_carry[walker_offset() + i] : carry[c][s];
+        to[unit.sequence * state_size() + i] =
+            many_blocks() ? args.walk_carry[walker_offset() + i] : carry[c][s];
       });
     }
   }
@@ -231,7 +233,8 @@ struct Sweep {
     const int pair = lane & 1, states = lane >> 1 & 3, token = lane >> 3;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const float2* from = reinterpret_cast<const float2*>(&shared.products[warp][k][token][states * 8]) + pair;
+      const float2* from =
+          reinterpret_cast<const float2*>(&shared.products[warp][k][token][states * 8]) + pair;
       float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -239,7 +242,8 @@ struct Sweep {
         sum.x += value.x;
         sum.y += value.y;
       }
-      float* to = &shared.warp_sums[warp][group * kGroup + token][k * kStates + states * kLaneStates + 2 * pair];
+      float* to =
+          &shared.warp_sums[warp][group * kGroup + token][k * kStates + states * kLaneStates + 2 * pair];
       *reinterpret_cast<float2*>(to) = sum;
     }
   }

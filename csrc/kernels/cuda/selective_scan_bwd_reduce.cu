@@ -47,7 +47,8 @@ struct StateGradients {
 };
 
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads) state_gradients_kernel(const __grid_constant__ StateGradients args) {
+__global__ void __launch_bounds__(kThreads)
+    state_gradients_kernel(const __grid_constant__ StateGradients args) {
   const int64_t columns = 2 * args.states, size = args.order.tokens * columns;
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kWidth;
   if (i >= size) return;
@@ -66,8 +67,8 @@ __global__ void __launch_bounds__(kThreads) state_gradients_kernel(const __grid_
   for (int k = 0; k < kWidth; ++k) out[k] = from_float<T>(sum.values[k]);
 }
 
-__global__ void __launch_bounds__(kThreads) column_sums_kernel(const float* partials, int64_t count, int64_t size,
-                                                               float* out) {
+__global__ void __launch_bounds__(kThreads)
+    column_sums_kernel(const float* partials, int64_t count, int64_t size, float* out) {
   __shared__ float sums[kSumRows][kColumns];
   const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x;
   float sum = 0.0f;
@@ -104,10 +105,14 @@ int launch_reduce_state_gradients(const SelectiveScanBackwardParams& p, const fl
   if (p.grad_B.data == nullptr && p.grad_C.data == nullptr) return cudaSuccess;
   const StateGradients args{p.order, partials, blocks, p.states, p.grad_B, p.grad_C};
   switch (p.type) {
-    case ScalarType::kFloat32: return launch_typed<float>(args, stream);
-    case ScalarType::kBFloat16: return launch_typed<__nv_bfloat16>(args, stream);
-    case ScalarType::kFloat16: return launch_typed<__half>(args, stream);
-    case ScalarType::kFloat64: break;
+    case ScalarType::kFloat32:
+      return launch_typed<float>(args, stream);
+    case ScalarType::kBFloat16:
+      return launch_typed<__nv_bfloat16>(args, stream);
+    case ScalarType::kFloat16:
+      return launch_typed<__half>(args, stream);
+    case ScalarType::kFloat64:
+      break;
   }
   return cudaErrorInvalidValue;
 }

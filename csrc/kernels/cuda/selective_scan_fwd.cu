@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/selective_scan_fwd.cuh"
+
+#include <algorithm>
+
+#include "kernels/cuda/device_info.h"
+
+// Host side of the forward scan: which variant, how long a chunk, in how many launches; and the small
+// kernel that hands states from chunk to chunk.
+
+namespace mixture_of_mamba {
+namespace scan_forward {
+namespace {
+
+constexpr int kMaxGroup = 32;            // lanes a channel: 128 states in one launch
+constexpr int kWideChannels = 64;        // of a block
+constexpr int64_t kShortestChunk = 256;  // tokens; below, the second walk costs more than it spreads
+constexpr int64_t kPackedChunk = 2048;   // tokens of a packed document that one block walks
+constexpr int kCombineThreads = 128;
+constexpr size_t kAlignment = 256;
+
+// State before each unit from the end states of the units before it, in place:
+//   before[c + 1] = 2^(A sum of delta2 over c) before[c] + end[c]
+// One thread a (channel, state) of a sequence.
+__global__ void __launch_bounds__(kCombineThreads)
+    combine_kernel(const __grid_constant__ ForwardArgs args, float* unit_state, const float* unit_delta) {
+  const SelectiveScanForwardParams& p = args.params;
+  const int64_t size = p.channels * p.states;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(kCombineThreads) + threadIdx.x;
+       i < size * p.order.sequences; i += static_cast<int64_t>(gridDim.x) * kCombineThreads) {
+    const int32_t sequence = static_cast<int32_t>(i / size);
+    const int64_t element = i % size, channel = element / p.states;
+    const int32_t first = first_unit_of(args.units, sequence);
+    ScanUnit unit;
+    if (!get_unit(args.units, first, &unit)) continue;
+    const float A = static_cast<const float*>(p.A)[element];
+    float h = p.initial_state != nullptr ? static_cast<const float*>(p.initial_state)[i] : 0.0f;
+    const int32_t last = min(first + unit.chunks, args.units.max_units) - 1;
+    for (int32_t index = first; index < last; ++index) {
+      float& slot = unit_state[index * size + element];
+      const float end = slot;
+      slot = h;
+      h = fmaf(ex2(A * unit_delta[index * p.channels + channel]), h, end);
+    }
+    unit_state[last * size + element] = h;
+  }
+}
+
+int group_of(int64_t states) {
+  int group = 4;
+  while (group < kMaxGroup && group * kStatesPerLane < states) group *= 2;
+  return group;
+}
+
+bool rows_aligned(const void* data, int64_t stride, int64_t element_bytes, int64_t word_bytes) {
+  return reinterpret_cast<uintptr_t>(data) % word_bytes == 0 && stride * element_bytes % word_bytes == 0;
+}
+
+// Whether every access of the wide variants is a whole aligned word. 16 bytes serve all of them.
+bool is_aligned(const SelectiveScanForwardParams& p, int group) {
+  const int64_t bytes = size_of(p.type);
+  const auto wide = [&](const ConstRows& rows) {
+    return rows.data == nullptr || rows_aligned(rows.data, rows.stride, bytes, 16);
+  };
+  const int64_t matrix_word = std::min<int64_t>(16, group * bytes);
+  const auto matrix = [&](const ConstRows& rows) {
+    return rows_aligned(rows.data, rows.stride, bytes, matrix_word);
+  };
+  const auto states = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  return p.channels % 8 == 0 && p.states % (group * kStatesPerLane) == 0 && wide(p.u) && wide(p.dt) &&
+         wide(p.z) && wide({p.out.data, p.out.stride}) && matrix(p.B) && matrix(p.C) &&
+         states(p.final_state) && states(p.checkpoints);
+}
+
+struct Plan {
+  Tile tile = Tile::kNarrow;
+  int group = 4;
+  int launches = 1;
+  bool aligned = false;
+  ScanUnits units;
+  bool chunked = false;
+  size_t units_bytes = 0, partial_offset = 0, state_offset = 0, delta_offset = 0, bytes = 0;
+};
+
+// Tokens of a chunk; at least the longest sequence when nothing is to be cut. Looks at sizes alone.
+int64_t chunk_length(const SelectiveScanForwardParams& p) {
+  const TokenOrder& order = p.order;
+  const int64_t longest = order.cu_seqlens == nullptr ? order.length : order.tokens;
+  const int64_t processors = std::max(multiprocessors_cuda(), 1);
+  const int64_t blocks =
+      std::max<int64_t>(1, (p.channels + kWideChannels - 1) / kWideChannels * order.sequences);
+  if (order.cu_seqlens != nullptr && blocks >= processors) return kPackedChunk;
+  // Two blocks an SM are wanted; with three quarters of an SM's worth one pass of narrow blocks does as well.
+  if (blocks * 4 >= processors * 3) return longest;
+  const int64_t chunks = std::max<int64_t>(2, 2 * processors / blocks);
+  return std::max(kShortestChunk, (longest + chunks - 1) / chunks);
+}
+
+Plan plan(const SelectiveScanForwardParams& p) {
+  Plan plan;
+  plan.group = group_of(p.states);
+  const int64_t states_of_launch = plan.group * kStatesPerLane;
+  plan.launches =
+      static_cast<int>(std::max<int64_t>(1, (p.states + states_of_launch - 1) / states_of_launch));
+  plan.aligned = is_aligned(p, plan.group);
+  plan.units = plan_scan_units(p.order, p.reverse, chunk_length(p));
+  plan.chunked = plan.units.max_units > p.order.sequences;
+  const int64_t blocks = (p.channels + kWideChannels - 1) / kWideChannels * plan.units.max_units;
+  const int64_t processors = std::max(multiprocessors_cuda(), 1);
+  plan.tile = blocks * 10 >= processors * 25  ? Tile::kWideThree
+              : blocks * 10 >= processors * 9 ? Tile::kWide
+                                              : Tile::kNarrow;
+  const auto take = [&](size_t bytes) {
+    const size_t offset = plan.bytes;
+    plan.bytes += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return offset;
+  };
+  take(scan_units_workspace(plan.units));
+  if (plan.launches > 1) plan.partial_offset = take(p.order.tokens * p.channels * sizeof(float));
+  if (plan.chunked) {
+    plan.state_offset = take(plan.units.max_units * p.channels * p.states * sizeof(float));
+    plan.delta_offset = take(plan.units.max_units * p.channels * sizeof(float));
+  }
+  return plan;
+}
+
+template <typename T>
+int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstream_st* stream) {
+  if (const int error = build_scan_units(plan.units, workspace, stream); error != 0) return error;
+  ForwardArgs args;
+  args.params = p;
+  args.units = plan.units;
+  args.partial_y = plan.launches > 1 ? reinterpret_cast<float*>(workspace + plan.partial_offset) : nullptr;
+  float* const unit_state = reinterpret_cast<float*>(workspace + plan.state_offset);
+  float* const unit_delta = reinterpret_cast<float*>(workspace + plan.delta_offset);
+  const int states_of_launch = plan.group * kStatesPerLane;
+  if (plan.chunked) {
+    for (int i = 0; i < plan.launches; ++i) {
+      ForwardArgs prepass = args;
+      prepass.first_state = i * states_of_launch;
+      prepass.unit_end_state = unit_state;
+      prepass.unit_delta = unit_delta;
+      if (const int error = launch_prepass<T>(prepass, plan.group, plan.aligned, stream); error != 0)
+        return error;
+    }
+    const int64_t elements = p.channels * p.states * p.order.sequences;
+    if (elements > 0) {
+      const int64_t blocks = std::min<int64_t>((elements + kCombineThreads - 1) / kCombineThreads, 1 << 20);
+      combine_kernel<<<static_cast<unsigned>(blocks), kCombineThreads, 0, stream>>>(args, unit_state,
+                                                                                    unit_delta);
+      if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    }
+    args.unit_state = unit_state;
+  }
+  for (int i = 0; i < plan.launches; ++i) {
+    args.first_state = i * states_of_launch;
+    args.first_launch = i == 0;
+    args.last_launch = i == plan.launches - 1;
+    if (const int error = launch_main<T>(args, plan.tile, plan.group, plan.aligned, stream); error != 0)
+      return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+}  // namespace scan_forward
+
+size_t selective_scan_forward_workspace_cuda(const SelectiveScanForwardParams& params) {
+  return scan_forward::plan(params).bytes;
+}
+
+int launch_selective_scan_forward_cuda(const SelectiveScanForwardParams& params, void* workspace,
+                                       CUstream_st* stream) {
+  if (params.channels == 0 || params.order.sequences == 0) return cudaSuccess;
+  const scan_forward::Plan plan = scan_forward::plan(params);
+  char* const memory = static_cast<char*>(workspace);
+  switch (params.type) {
+    case ScalarType::kFloat32:
+      return scan_forward::run<float>(params, plan, memory, stream);
+    case ScalarType::kBFloat16:
+      return scan_forward::run<__nv_bfloat16>(params, plan, memory, stream);
+    case ScalarType::kFloat16:
+      return scan_forward::run<__half>(params, plan, memory, stream);
+    case ScalarType::kFloat64:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace mixture_of_mamba

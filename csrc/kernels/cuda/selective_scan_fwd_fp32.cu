@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/selective_scan_fwd_kernels.cuh"
+
+namespace mixture_of_mamba::scan_forward {
+
+template int launch_main<float>(const ForwardArgs&, Tile, int, bool, CUstream_st*);
+template int launch_prepass<float>(const ForwardArgs&, int, bool, CUstream_st*);
+
+}  // namespace mixture_of_mamba::scan_forward

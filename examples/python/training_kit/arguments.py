@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the training examples. Whatever is wrong gets one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import torch
+
+__all__ = ["OneLineParser", "add_training_arguments", "check_training_arguments", "fail", "positive_float", "positive_int"]
+
+Number = TypeVar("Number", int, float)
+
+
+def fail(message: str) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (--help lists the arguments)")
+
+
+def positive_int(text: str) -> int:
+    return _number(int, text, lambda value: value > 0, "a positive integer")
+
+
+def natural_int(text: str) -> int:
+    return _number(int, text, lambda value: value >= 0, "an integer, 0 or more")
+
+
+def positive_float(text: str) -> float:
+    return _number(float, text, lambda value: 0 < value < float("inf"), "a positive number")
+
+
+def natural_float(text: str) -> float:
+    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+
+
+def _number(
+    kind: Callable[[str], Number], text: str, accept: Callable[[Number], bool], wanted: str
+) -> Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not accept(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+    return value
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """What a preset (``--size``) decides is None here; ``out`` describes the default folder."""
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=positive_int, help="optimiser steps (by size)")
+    training.add_argument("--batch", type=positive_int, help="samples a step (by size)")
+    training.add_argument("--lr", type=positive_float, help="peak learning rate (by size)")
+    training.add_argument("--weight-decay", type=natural_float, default=0.1, help="of matrices (0.1)")
+    training.add_argument("--clip", type=positive_float, default=1.0, help="gradient norm limit (1)")
+    training.add_argument("--seed", type=natural_int, default=0, help="of weights and training data (0)")
+    training.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    training.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    training.add_argument("--compile", action="store_true", help="torch.compile the model")
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, help=f"folder of this run ({out})")
+    run.add_argument("--fresh", action="store_true", help="start over, even if --out holds a run")
+    run.add_argument("--save-every", type=positive_int, default=100, help="steps between checkpoints (100)")
+    run.add_argument("--eval-every", type=positive_int, default=200, help="steps between validations (200)")
+    run.add_argument("--eval-samples", type=positive_int, default=256, help="held-out samples (256)")
+
+
+def check_training_arguments(args: argparse.Namespace) -> torch.device:
+    """The device of the run, or one line that says what is wrong with the arguments."""
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        fail(f"--device must be cpu or cuda, got {args.device!r}")
+    if device.type not in ("cpu", "cuda"):
+        fail(f"--device must be cpu or cuda, got {args.device!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            fail(f"--device {args.device} needs a GPU and a CUDA build of torch; torch {torch.__version__} sees none")
+        if (device.index or 0) >= torch.cuda.device_count():
+            fail(f"--device {args.device} does not exist: torch sees {torch.cuda.device_count()} GPUs")
+    return device
