@@ -25,7 +25,7 @@
 // Sums    over states: two shuffles. Over channels: the lanes' products meet in shared memory, then
 //         the warps', then the blocks' in launch_reduce_state_gradients(). Over tokens: registers,
 //         then launch_column_sums(). Every order is fixed.
-// Cost    per (token, channel), 16 states: about 450 issue slots, of which 33 exponentials; memory
+// Cost    per (token, channel), 16 states: 650 issue slots, of which 33 exponentials; memory
 //         is 7 elements + 4 bytes of checkpoint + 4 of partials. Issue slots bind.
 // Barriers  two a tile and state block: inputs in shared memory | sums in shared memory.
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,23 +10,9 @@ from torch.nn import functional
 import mixture_of_mamba as mom
 from chameleon_kit.stream import IMAGE, NUM_MODALITIES, PADDING_LABEL, TEXT, Batch, Vocabulary
 
-__all__ = ["SIZES", "Decoder", "DecoderSize", "modality_losses"]
+__all__ = ["Decoder", "modality_losses"]
 
 INIT_STD = 0.02
-
-
-@dataclass(frozen=True)
-class DecoderSize:
-    d_model: int
-    layers: int
-
-
-SIZES = {
-    "tiny": DecoderSize(64, 2),
-    "small": DecoderSize(128, 4),
-    "base": DecoderSize(512, 12),
-    "large": DecoderSize(1024, 24),
-}
 
 
 class Decoder(nn.Module):
@@ -39,28 +23,28 @@ class Decoder(nn.Module):
 
     Args:
         vocabulary: gives the number of tokens and of slots in a picture.
-        size: width and depth.
+        d_model, layers: width and depth.
         mixer: "mom" (one set of projections per modality) or "mamba" (dense, the same FLOPs per token).
     """
 
-    def __init__(self, vocabulary: Vocabulary, size: DecoderSize, mixer: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, d_model: int, layers: int, mixer: str) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary.size, size.d_model)
-        self.slots = nn.Embedding(vocabulary.patches + 1, size.d_model)
-        self.norms = nn.ModuleList(nn.RMSNorm(size.d_model, eps=1e-5) for _ in range(size.layers))
+        self.embedding = nn.Embedding(vocabulary.size, d_model)
+        self.slots = nn.Embedding(vocabulary.patches + 1, d_model)
+        self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(layers))
         self.mixers = nn.ModuleList(
-            mom.MixtureOfMamba(size.d_model, NUM_MODALITIES, layer_idx=index)
+            mom.MixtureOfMamba(d_model, NUM_MODALITIES, layer_idx=index)
             if mixer == "mom"
-            else mom.Mamba(size.d_model, layer_idx=index)
-            for index in range(size.layers)
+            else mom.Mamba(d_model, layer_idx=index)
+            for index in range(layers)
         )
-        self.final_norm = nn.RMSNorm(size.d_model, eps=1e-5)
+        self.final_norm = nn.RMSNorm(d_model, eps=1e-5)
         nn.init.normal_(self.embedding.weight, std=INIT_STD)
         nn.init.normal_(self.slots.weight, std=INIT_STD)
         with torch.no_grad():
             for name, parameter in self.mixers.named_parameters():
                 if "out_proj" in name and name.endswith("weight"):
-                    parameter.mul_((2 * size.layers) ** -0.5)
+                    parameter.mul_((2 * layers) ** -0.5)
 
     def forward(self, tokens: Tensor, slots: Tensor, routing: mom.Routing) -> Tensor:
         """Sorted tokens and slots ``[batch, length]`` -> sorted logits ``[batch, length, vocabulary]``."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emoji_scenes.pack import SpritePack
+from emoji_scenes.pack import MAX_WORDS, SpritePack
 
-__all__ = ["BACKGROUNDS", "IMAGE_SIZE", "Scene", "SceneSource", "render", "sprite_tensor"]
+__all__ = ["BACKGROUNDS", "IMAGE_SIZE", "Scene", "SceneSource", "longest_caption", "render", "sprite_tensor", "template_words"]
 
 IMAGE_SIZE = 32
 SUPERSAMPLING = 2
@@ -142,3 +142,14 @@ def sprite_tensor(pack: SpritePack, device: torch.device) -> Tensor:
     """The pack's drawings as :func:`render` wants them; colours are premultiplied by opacity, so edges stay clean."""
     rgba = torch.from_numpy(pack.sprites).to(device).permute(0, 3, 1, 2).float() / 255
     return torch.cat((rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]), 1)
+
+
+def template_words() -> set[str]:
+    """Every word a caption may hold beside the names."""
+    return {"on", *COLOUR_NAMES, *" ".join(PLACE_NAMES).split()}
+
+
+def longest_caption() -> int:
+    """In words."""
+    place = max(len(name.split()) for name in PLACE_NAMES)
+    return 2 * MAX_WORDS + place + len(("on", "colour"))

@@ -60,31 +60,33 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def plot_pictures(path: Path, columns: dict[str, np.ndarray], captions: list[str], notes: list[str]) -> None:
+def plot_pictures(
+    path: Path, columns: dict[str, np.ndarray], captions: list[str], note: str, notes: list[str]
+) -> None:
     """A row per caption, a column per kind of picture.
 
     Args:
         path: the PNG.
         columns: heading -> pictures ``[rows, height, width, 3]`` in 0 .. 1.
         captions: left of each row.
-        notes: right of each row.
+        note, notes: heading and text right of each row.
     """
     width = len(columns)
     figure, axes = pyplot.subplots(
         len(captions), width + 2, figsize=(1.5 * width + 4.4, 1.5 * len(captions)), squeeze=False,
         width_ratios=[1.5, *[1.0] * width, 1.5],
     )  # fmt: skip
-    for row, (caption, note) in enumerate(zip(captions, notes, strict=True)):
+    for row, (caption, remark) in enumerate(zip(captions, notes, strict=True)):
         for axis in axes[row]:
             axis.axis("off")
-        for axis, text in ((axes[row][0], caption), (axes[row][-1], note)):
+        for axis, text in ((axes[row][0], caption), (axes[row][-1], remark)):
             axis.text(0.5, 0.5, textwrap.fill(text, CAPTION_WIDTH), ha="center", va="center", fontsize=8)
         for axis, (heading, pictures) in zip(axes[row][1:-1], columns.items(), strict=True):
             axis.imshow(np.clip(pictures[row], 0, 1), interpolation="nearest")
             if row == 0:
                 axis.set_title(heading, fontsize=9)
     axes[0][0].set_title("caption", fontsize=9)
-    axes[0][-1].set_title("the model's caption\nof the picture", fontsize=9)
+    axes[0][-1].set_title(note, fontsize=9)
     _save(figure, path)
 
 

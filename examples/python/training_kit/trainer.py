@@ -113,6 +113,18 @@ def train(
     return run.step == args.steps
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    learning_rate: float
+    gradient_norm: Tensor
+    loss: Tensor
+    losses: dict[str, Tensor]
+    num_tokens: int
+
+
 class _Run:
     metrics: Metrics
 
@@ -126,7 +138,8 @@ class _Run:
         self.config = config
         self.step = 0
         self.seconds = 0.0
-        self.pending: list[tuple[int, float, Tensor, StepResult]] = []
+        self.rate = 0.0
+        self.pending: list[_Pending] = []
         self.pending_since = time.perf_counter()
 
     def go(self, stop: StopSignal) -> None:
@@ -154,24 +167,24 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.pending.append((self.step, rate, norm, result))
+        self.pending.append(_Pending(self.step, rate, norm, result.loss.detach(), result.losses, result.num_tokens))
 
     def _flush(self) -> str:
         """Write the steps since the last flush; what the progress bar shall say of them."""
-        sums: dict[str, float] = {}
         if not self.pending:
             return ""
-        for step, rate, norm, result in self.pending:
-            losses = {name: loss.item() for name, loss in result.losses.items()}
-            total = result.loss.item()
-            if not math.isfinite(total):
-                raise FloatingPointError(f"the loss is {total} at step {step}; a smaller --lr may help")
-            record = {"step": step, "kind": "train", "loss": total, **losses, "lr": rate, "grad_norm": norm.item()}
-            self.metrics.write(record)
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss
+        sums = dict.fromkeys(self.pending[0].losses, 0.0)
+        for one in self.pending:
+            losses = {name: loss.item() for name, loss in one.losses.items()}
+            loss = one.loss.item()
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {one.step}; a smaller --lr may help")
+            optimisation = {"lr": one.learning_rate, "grad_norm": one.gradient_norm.item()}
+            self.metrics.write({"step": one.step, "kind": "train", "loss": loss, **losses, **optimisation})
+            for name in sums:
+                sums[name] += losses[name]
         elapsed = time.perf_counter() - self.pending_since
-        tokens = sum(result.num_tokens for *_, result in self.pending)
+        tokens = sum(one.num_tokens for one in self.pending)
         parts = [f"{name} {total / len(self.pending):.3f}" for name, total in sums.items()]
         self.seconds += elapsed
         self.rate = tokens / elapsed
@@ -192,6 +205,7 @@ class _Run:
         return f"step {self.step:>6} of {self.args.steps}: held-out {text}; {self.rate:,.0f} tokens/s"
 
     def _save(self) -> None:
+        self._flush()
         content = {
             "config": self.config,
             "step": self.step,
