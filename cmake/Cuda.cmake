@@ -36,6 +36,11 @@ if(MOM_WITH_CUDA)
   endforeach()
   set(CMAKE_CUDA_COMPILER ${MOM_NVCC})
   enable_language(CUDA)
+  # CMake 3.25 does not know yet that CUDA 12 and later have C++20.
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  endif()
 
   # The stream functions live in libtorch_cuda.so, which torch loads privately: the CUDA library must
   # name it itself. A torch without CUDA has no such file, so an empty library with its name stands in

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kCombineThreads)
       float& slot = unit_state[index * size + element];
       const float end = slot;
       slot = h;
-      h = fmaf(ex2(A * unit_delta[index * p.channels + channel]), h, end);
+      // A growing decay may be infinite, and infinity times an empty state is not a number.
+      h = h == 0.0f ? end : fmaf(ex2(A * unit_delta[index * p.channels + channel]), h, end);
     }
     unit_state[last * size + element] = h;
   }

@@ -9,35 +9,15 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/common/block_sum.cuh"
 #include "kernels/cuda/common/scan_units.cuh"
 
 namespace mixture_of_mamba {
 
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kThreads = 1024;
 constexpr size_t kAlignment = 256;
-
-// Sum of `value` over the threads before this one; *total is the sum over the block.
-__device__ int32_t exclusive_sum(int32_t value, int32_t (&warp_totals)[kThreads / kWarp], int32_t* total) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  int32_t sum = value;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const int32_t before = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += before;
-  }
-  __syncthreads();  // the totals of the round before have been read
-  if (lane == kWarp - 1) warp_totals[warp] = sum;
-  __syncthreads();
-  int32_t offset = 0;
-  *total = 0;
-  for (int w = 0; w < kThreads / kWarp; ++w) {
-    if (w < warp) offset += warp_totals[w];
-    *total += warp_totals[w];
-  }
-  return offset + sum - value;
-}
 
 __global__ void __launch_bounds__(kThreads)
     units_kernel(ScanUnits units, ScanUnit* table, int32_t* first_unit) {
@@ -51,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t end = exists ? order.sequence_end(sequence) : 0;
     const int32_t chunks = exists ? chunks_of(end - begin, units.chunk_length) : 0;
     int32_t total = 0;
-    const int32_t first = done + exclusive_sum(chunks, warp_totals, &total);
+    const int32_t first = done + exclusive_sum<kThreads>(chunks, warp_totals, &total);
     if (exists) first_unit[sequence] = first;
     // Hostile boundaries could add up to more units than the table holds.
     for (int32_t chunk = 0; chunk < chunks && first + chunk < units.max_units; ++chunk) {

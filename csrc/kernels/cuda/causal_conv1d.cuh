@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/causal_conv1d.h"
+#include "kernels/cuda/common/element.cuh"
+#include "kernels/cuda/common/fast_math.cuh"
+#include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/scan_units.cuh"
+
+// What forward and backward of the convolution share: a thread's walk over the tokens of a unit
+// (scan_units.h) with the last width - 1 inputs in a window.
+//
+// A thread owns kVector neighbouring channels, a warp reads whole lines of a row. The window of the
+// usual widths (2, 3, 4) is in registers; any other width keeps it in workspace memory (kWidth 0).
+
+namespace mixture_of_mamba::conv {
+
+constexpr int kThreads = 128;
+constexpr int kInFlight = 4;  // tokens whose loads are issued together
+
+struct ConvArgs {
+  ScanUnits units;
+  int32_t channel_blocks = 0;
+  int32_t walkers = 0;        // blocks that share the units of one channel block
+  float* windows = nullptr;   // kWidth 0: [values][threads of the grid]
+  int64_t window_stride = 0;  // threads of the grid
+};
+
+// kCount x kVector floats: registers, or a strided piece of workspace when kCount is 0.
+template <int kCount, int kVector>
+struct Values {
+  float registers[kCount > 0 ? kCount : 1][kVector];
+  __device__ __forceinline__ void place(const ConvArgs&, int) {}
+  __device__ __forceinline__ float& at(int j, int v) { return registers[j][v]; }
+};
+
+template <int kVector>
+struct Values<0, kVector> {
+  float* memory;
+  int64_t stride;
+  __device__ __forceinline__ void place(const ConvArgs& args, int first) {
+    stride = args.window_stride;
+    memory =
+        args.windows + first * kVector * stride + blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  }
+  __device__ __forceinline__ float& at(int j, int v) {
+    return memory[(static_cast<int64_t>(j) * kVector + v) * stride];
+  }
+};
+
+template <typename T_, int kWidth_, int kVector_, bool kAligned_>
+struct Config {
+  using T = T_;
+  static constexpr int kWidth = kWidth_, kVector = kVector_;
+  static constexpr bool kAligned = kAligned_;
+};
+
+// taps = width - 1: a constant for the usual widths, so that loops over the window unroll.
+template <int kWidth>
+struct Taps {
+  static constexpr int taps = kWidth - 1;
+  __device__ __forceinline__ explicit Taps(const CausalConv1dParams&) {}
+};
+template <>
+struct Taps<0> {
+  const int taps;
+  __device__ __forceinline__ explicit Taps(const CausalConv1dParams& p)
+      : taps(static_cast<int>(p.width) - 1) {}
+};
+
+template <typename K>
+struct Walk : Taps<K::kWidth> {
+  using Taps<K::kWidth>::taps;
+  using T = typename K::T;
+  static constexpr int kVector = K::kVector;
+  using Channels = Pack<T, kVector>;
+
+  const CausalConv1dParams& p;
+  const ConvArgs& args;
+  const int64_t channel;
+  ScanUnit unit;
+  Values<K::kWidth == 1 ? 1 : (K::kWidth > 0 ? K::kWidth - 1 : 0), kVector> window;
+  float weight[K::kWidth > 0 ? K::kWidth : 1][kVector];
+  float bias[kVector];
+
+  __device__ __forceinline__ Walk(const CausalConv1dParams& p_, const ConvArgs& args_, int64_t channel_)
+      : Taps<K::kWidth>(p_), p(p_), args(args_), channel(channel_) {
+    window.place(args, 0);
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      bias[v] = p.bias != nullptr ? static_cast<const float*>(p.bias)[channel + v] : 0.0f;
+      if constexpr (K::kWidth > 0) {
+#pragma unroll
+        for (int k = 0; k < K::kWidth; ++k) weight[k][v] = load_weight(k, v);
+      }
+    }
+  }
+
+  __device__ __forceinline__ float load_weight(int k, int v) const {
+    return static_cast<const float*>(p.weight)[(channel + v) * p.width + k];
+  }
+  __device__ __forceinline__ float tap(int k, int v) const {
+    if constexpr (K::kWidth > 0) return weight[k][v];
+    return load_weight(k, v);
+  }
+  __device__ __forceinline__ Channels load(const ConstRows& rows, int32_t row) const {
+    return load_pack<T, kVector, K::kAligned>(static_cast<const T*>(rows.data) + row * rows.stride + channel);
+  }
+  __device__ __forceinline__ void store(const Rows& rows, int32_t row, const float (&values)[kVector]) const {
+    Channels out;
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) out.values[v] = from_float<T>(values[v]);
+    store_pack<T, kVector, K::kAligned>(static_cast<T*>(rows.data) + row * rows.stride + channel, out);
+  }
+  __device__ __forceinline__ int64_t state_offset(int j) const {
+    return (static_cast<int64_t>(unit.sequence) * taps + j) * p.channels + channel;
+  }
+  __device__ __forceinline__ float state_value(const void* state, int j, int v) const {
+    return state != nullptr ? to_float(static_cast<const T*>(state)[state_offset(j) + v]) : 0.0f;
+  }
+
+  // The window before the unit: initial_state, then the last inputs of the sequence that are not padding.
+  // Every index of the window is a constant, which keeps it in registers.
+  __device__ __forceinline__ void look_back() {
+#pragma unroll
+    for (int j = 0; j < taps; ++j) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) window.at(j, v) = state_value(p.initial_state, j, v);
+    }
+    const int32_t begin = unit.base - unit.chunk * args.units.chunk_length;
+    int32_t time = unit.base;
+    for (int found = 0; time > begin && found < taps;) {
+      found += !p.order.is_padding(p.order.row_of(--time));
+    }
+#pragma unroll 1
+    for (; time < unit.base; ++time) {
+      const int32_t row = p.order.row_of(time);
+      if (!p.order.is_padding(row)) push(load(p.x, row));
+    }
+  }
+
+  __device__ __forceinline__ void pre_activation(const Channels& x, float (&pre)[kVector]) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) pre[v] = fmaf(tap(taps, v), to_float(x.values[v]), bias[v]);
+#pragma unroll
+    for (int j = 0; j < taps; ++j) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) pre[v] = fmaf(tap(j, v), window.at(j, v), pre[v]);
+    }
+  }
+
+  __device__ __forceinline__ void push(const Channels& x) {
+    if (taps == 0) return;
+#pragma unroll
+    for (int j = 0; j + 1 < taps; ++j) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) window.at(j, v) = window.at(j + 1, v);
+    }
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) window.at(taps - 1, v) = to_float(x.values[v]);
+  }
+};
+
+// Where a block of the grid works: channel vector of this thread, or -1 past the last; and the walker.
+template <int kVector>
+__device__ __forceinline__ int64_t channel_of_thread(const ConvArgs& args, int64_t channels) {
+  const int64_t channel =
+      (static_cast<int64_t>(blockIdx.x % args.channel_blocks) * kThreads + threadIdx.x) * kVector;
+  return channel < channels ? channel : -1;
+}
+
+inline int64_t channel_blocks_of(int64_t channels, int vector) {
+  return ceil_div(channels, static_cast<int64_t>(kThreads) * vector);
+}
+
+inline bool rows_in_words(const void* data, int64_t stride, int64_t element_bytes, int64_t word_bytes) {
+  return data == nullptr || (is_aligned_to(data, word_bytes) && stride * element_bytes % word_bytes == 0);
+}
+
+}  // namespace mixture_of_mamba::conv

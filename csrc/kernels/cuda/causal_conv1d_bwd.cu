@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Depthwise causal convolution, backward. With dpre the gradient of a token's pre-activation:
+//
+//   grad_x of an input   = sum over the width tokens whose window it is in of weight[k] dpre
+//   grad_weight[k]       = sum over tokens of dpre x[k-th of its window]        grad_bias = sum dpre
+//
+// Grid     as in forward; a thread walks its unit with the window of inputs and, beside it, what their
+//          gradients have come to. An input's gradient is complete when it leaves the window, and is written
+//          then: after its own tokens a thread walks on for the next width - 1 that are not padding. Inputs
+//          that came from the unit before are that unit's; entries of initial_state are the first unit's.
+// Sums     grad_weight and grad_bias of a walker are partial sums in workspace, added in a fixed order after.
+// Cost     16-bit: 6 bytes a (token, channel) of HBM, and 2 * 3 / kChunk of the reads again. HBM is the
+// bound.
+
+#include "kernels/cuda/causal_conv1d.cuh"
+#include "kernels/cuda/device_info.h"
+#include "kernels/cuda/selective_scan_bwd.h"
+
+namespace mixture_of_mamba {
+namespace conv {
+namespace {
+
+constexpr int64_t kChunk = 64;  // tokens
+constexpr int kBlocksPerProcessor = 8;
+constexpr int kBytesOfThread = 8;  // of a row: a wider vector's windows and sums would not fit the registers
+constexpr int32_t kForeign = INT32_MIN;  // an input of the unit before: its gradient is written there
+
+template <typename K>
+struct BackwardWalk : Walk<K> {
+  using Base = Walk<K>;
+  using T = typename K::T;
+  using Channels = typename Base::Channels;
+  static constexpr int kVector = K::kVector;
+  static constexpr int kTaps = K::kWidth > 0 ? K::kWidth - 1 : 0;
+  using Base::taps;
+  using Base::unit;
+  using Base::window;
+
+  const CausalConv1dBackwardParams& p;
+  Values<kTaps, kVector> grad_window;
+  Values<kTaps, 1> source;  // of each window entry: a row, -1 - j for entry j of the state, or kForeign
+  Values<K::kWidth, kVector> grad_weight;
+  float grad_bias[kVector] = {};
+
+  __device__ __forceinline__ BackwardWalk(const CausalConv1dBackwardParams& p_, const ConvArgs& args,
+                                          int64_t channel)
+      : Base(p_, args, channel), p(p_) {
+    grad_window.place(args, taps);
+    source.place(args, 2 * taps);
+    grad_weight.place(args, 3 * taps);
+#pragma unroll
+    for (int k = 0; k <= taps; ++k) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) grad_weight.at(k, v) = 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void retire(int32_t from, const float (&grad)[kVector]) {
+    if (from == kForeign) return;
+    if (from >= 0) {
+      if (p.grad_x.data != nullptr) this->store(p.grad_x, from, grad);
+    } else if (p.grad_initial_state != nullptr) {
+      T* state = static_cast<T*>(p.grad_initial_state);
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) state[this->state_offset(-1 - from) + v] = from_float<T>(grad[v]);
+    }
+  }
+
+  __device__ __forceinline__ int32_t source_at(int j) { return __float_as_int(source.at(j, 0)); }
+  __device__ __forceinline__ void set_source(int j, int32_t from) { source.at(j, 0) = __int_as_float(from); }
+
+  // One token that is not padding; `own` when it belongs to this unit.
+  __device__ __forceinline__ void token(int32_t row, const Channels& x, const Channels& grad_y, bool own) {
+    float grad[kVector], pre[kVector];
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) grad[v] = to_float(grad_y.values[v]);
+    if (p.silu) {
+      this->pre_activation(x, pre);
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        const float s = 1.0f / (1.0f + ex2(-pre[v] * kLog2E));
+        grad[v] *= s * fmaf(pre[v], 1.0f - s, 1.0f);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+#pragma unroll
+      for (int j = 0; j < taps; ++j) {
+        grad_window.at(j, v) = fmaf(this->tap(j, v), grad[v], grad_window.at(j, v));
+        if (own) grad_weight.at(j, v) = fmaf(window.at(j, v), grad[v], grad_weight.at(j, v));
+      }
+      if (own) {
+        grad_weight.at(taps, v) = fmaf(to_float(x.values[v]), grad[v], grad_weight.at(taps, v));
+        grad_bias[v] += grad[v];
+      }
+    }
+    shift(own ? row : kForeign, x, grad);
+  }
+
+  __device__ __forceinline__ void shift(int32_t from, const Channels& x, float (&grad)[kVector]) {
+    float leaving[kVector];
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      const float own = this->tap(taps, v) * grad[v];
+      leaving[v] = taps == 0 ? own : grad_window.at(0, v);
+      grad[v] = own;
+    }
+    if (taps == 0) return retire(from, leaving);
+    retire(source_at(0), leaving);
+#pragma unroll
+    for (int j = 0; j + 1 < taps; ++j) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) grad_window.at(j, v) = grad_window.at(j + 1, v);
+      set_source(j, source_at(j + 1));
+    }
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) grad_window.at(taps - 1, v) = grad[v];
+    set_source(taps - 1, from);
+    this->push(x);
+  }
+
+  __device__ __forceinline__ void begin() {
+    this->look_back();
+#pragma unroll
+    for (int j = 0; j < taps; ++j) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) grad_window.at(j, v) = 0.0f;
+      set_source(j, unit.chunk == 0 ? -1 - j : kForeign);
+    }
+  }
+
+  __device__ __forceinline__ void own_tokens() {
+    for (int first = 0; first < unit.length; first += kInFlight) {
+      int32_t row[kInFlight];
+      Channels x[kInFlight], grad_y[kInFlight];
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i)
+        row[i] = p.order.row_of(unit.base + min(first + i, unit.length - 1));
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        x[i] = this->load(p.x, row[i]);
+        grad_y[i] = this->load(p.grad_y, row[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        if (first + i >= unit.length) continue;
+        if (p.order.is_padding(row[i])) {
+          const float zero[kVector] = {};
+          retire(row[i], zero);
+        } else {
+          token(row[i], x[i], grad_y[i], true);
+        }
+      }
+    }
+  }
+
+  // Tokens of later units that still see inputs of this one; at the sequence's end, the final state.
+  __device__ __forceinline__ void look_ahead() {
+    const int32_t end = static_cast<int32_t>(p.order.sequence_end(unit.sequence));
+    int seen = 0;
+    for (int32_t time = unit.base + unit.length; time < end && seen < taps; ++time) {
+      const int32_t row = p.order.row_of(time);
+      if (p.order.is_padding(row)) continue;
+      token(row, this->load(p.x, row), this->load(p.grad_y, row), false);
+      ++seen;
+    }
+    if (seen == taps) return;  // nothing of this unit is left in the window
+#pragma unroll
+    for (int j = 0; j < taps; ++j) {
+      float grad[kVector];
+#pragma unroll
+      for (int v = 0; v < kVector; ++v)
+        grad[v] = grad_window.at(j, v) + this->state_value(p.grad_final_state, j, v);
+      retire(source_at(j), grad);
+    }
+  }
+
+  // partial_weight [walkers, channels, width], partial_bias [walkers, channels]
+  __device__ __forceinline__ void put_sums(float* partial_weight, float* partial_bias, int64_t walker) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      const int64_t place = walker * p.channels + this->channel + v;
+#pragma unroll
+      for (int k = 0; k <= taps; ++k) partial_weight[place * p.width + k] = grad_weight.at(k, v);
+      partial_bias[place] = grad_bias[v];
+    }
+  }
+};
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const __grid_constant__ CausalConv1dBackwardParams p,
+                    const __grid_constant__ ConvArgs args, float* partial_weight, float* partial_bias) {
+  const int64_t channel = channel_of_thread<K::kVector>(args, p.channels);
+  if (channel < 0) return;
+  BackwardWalk<K> walk(p, args, channel);
+  const int walker = blockIdx.x / args.channel_blocks;
+  for (int index = walker; get_unit(args.units, index, &walk.unit); index += args.walkers) {
+    walk.begin();
+    walk.own_tokens();
+    walk.look_ahead();
+  }
+  walk.put_sums(partial_weight, partial_bias, walker);
+}
+
+struct Plan {
+  ConvArgs args;
+  bool aligned = false;
+  size_t weight_offset = 0, bias_offset = 0, window_offset = 0, bytes = 0;
+};
+
+Plan plan(const CausalConv1dBackwardParams& p) {
+  Plan plan;
+  const int64_t element = size_of(p.type);
+  const int vector = static_cast<int>(kBytesOfThread / element);
+  const bool usual = p.width >= 2 && p.width <= 4;
+  plan.aligned = usual && p.channels % vector == 0 &&
+                 rows_in_words(p.x.data, p.x.stride, element, kBytesOfThread) &&
+                 rows_in_words(p.grad_y.data, p.grad_y.stride, element, kBytesOfThread) &&
+                 rows_in_words(p.grad_x.data, p.grad_x.stride, element, kBytesOfThread);
+  plan.args.units = plan_scan_units(p.order, false, kChunk);
+  plan.args.channel_blocks = static_cast<int32_t>(channel_blocks_of(p.channels, plan.aligned ? vector : 1));
+  const int64_t wanted = ceil_div(kBlocksPerProcessor * std::max(multiprocessors_cuda(), 1),
+                                  std::max(plan.args.channel_blocks, 1));
+  plan.args.walkers =
+      static_cast<int32_t>(std::min<int64_t>(plan.args.units.max_units, std::max<int64_t>(wanted, 1)));
+  const auto take = [&](int64_t floats) {
+    const size_t offset = plan.bytes;
+    plan.bytes += align_workspace(floats * sizeof(float));
+    return offset;
+  };
+  plan.bytes = align_workspace(scan_units_workspace(plan.args.units));
+  plan.weight_offset = take(plan.args.walkers * p.channels * p.width);
+  plan.bias_offset = take(plan.args.walkers * p.channels);
+  if (!usual) {
+    plan.args.window_stride = static_cast<int64_t>(plan.args.channel_blocks) * plan.args.walkers * kThreads;
+    plan.window_offset = take(plan.args.window_stride * (4 * p.width - 3));
+  }
+  return plan;
+}
+
+template <typename T, int kWidth>
+int launch(const CausalConv1dBackwardParams& p, const Plan& plan, float* weight, float* bias,
+           CUstream_st* stream) {
+  const unsigned blocks = plan.args.channel_blocks * plan.args.walkers;
+  if constexpr (kWidth > 0) {
+    if (plan.aligned) {
+      constexpr int kVector = kBytesOfThread / sizeof(T);
+      backward_kernel<Config<T, kWidth, kVector, true>>
+          <<<blocks, kThreads, 0, stream>>>(p, plan.args, weight, bias);
+      return cudaGetLastError();
+    }
+  }
+  backward_kernel<Config<T, kWidth, 1, false>><<<blocks, kThreads, 0, stream>>>(p, plan.args, weight, bias);
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace conv
+
+size_t causal_conv1d_backward_workspace_cuda(const CausalConv1dBackwardParams& params) {
+  return params.channels == 0 ? 0 : conv::plan(params).bytes;
+}
+
+int launch_causal_conv1d_backward_cuda(const CausalConv1dBackwardParams& params, void* workspace,
+                                       CUstream_st* stream) {
+  using namespace conv;
+  if (params.channels == 0) return cudaSuccess;
+  Plan made = plan(params);
+  char* const memory = static_cast<char*>(workspace);
+  float* const weight = reinterpret_cast<float*>(memory + made.weight_offset);
+  float* const bias = reinterpret_cast<float*>(memory + made.bias_offset);
+  if (made.args.walkers > 0) {
+    if (const int error = build_scan_units(made.args.units, workspace, stream); error != 0) return error;
+    made.args.windows = reinterpret_cast<float*>(memory + made.window_offset);
+    const int error = dispatch_type(params.type, [&](auto type) -> int {
+      using T = typename decltype(type)::type;
+      switch (params.width) {
+        case 2:
+          return launch<T, 2>(params, made, weight, bias, stream);
+        case 3:
+          return launch<T, 3>(params, made, weight, bias, stream);
+        case 4:
+          return launch<T, 4>(params, made, weight, bias, stream);
+        default:
+          return launch<T, 0>(params, made, weight, bias, stream);
+      }
+    });
+    if (error != 0) return error;
+  }
+  const int error = launch_column_sums(weight, made.args.walkers, params.channels * params.width,
+                                       static_cast<float*>(params.grad_weight), stream);
+  if (error != 0) return error;
+  return launch_column_sums(bias, made.args.walkers, params.channels, static_cast<float*>(params.grad_bias),
+                            stream);
+}
+
+}  // namespace mixture_of_mamba

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Depthwise causal convolution, forward: kernels/causal_conv1d.h has the equations.
+//
+// Grid     channel blocks (fastest) x walkers; a walker takes every walkers-th unit of kChunk tokens.
+// Thread   kVector channels (16 bytes of a row) of one unit, token by token, the window in registers.
+// Cost     16-bit: 4 bytes a (token, channel) of HBM, and 3 / kChunk of the reads again at chunk starts;
+//          about 14 issue slots. HBM is the bound.
+// Barriers none: threads share nothing.
+
+#include "kernels/cuda/causal_conv1d.cuh"
+#include "kernels/cuda/device_info.h"
+
+namespace mixture_of_mamba {
+namespace conv {
+namespace {
+
+constexpr int64_t kChunk = 32;  // tokens
+constexpr int kBlocksPerProcessor = 16;
+
+template <typename K>
+__device__ __forceinline__ void forward_unit(const CausalConv1dForwardParams& p, Walk<K>& walk) {
+  using Channels = typename Walk<K>::Channels;
+  walk.look_back();
+  for (int first = 0; first < walk.unit.length; first += kInFlight) {
+    int32_t row[kInFlight];
+    bool padding[kInFlight];
+    Channels x[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      row[i] = p.order.row_of(walk.unit.base + min(first + i, walk.unit.length - 1));
+      padding[i] = p.order.is_padding(row[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) x[i] = walk.load(p.x, row[i]);
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (first + i >= walk.unit.length) continue;
+      float y[K::kVector] = {};
+      if (!padding[i]) {
+        walk.pre_activation(x[i], y);
+        if (p.silu) {
+#pragma unroll
+          for (int v = 0; v < K::kVector; ++v) y[v] = silu_fast<typename K::T>(y[v]);
+        }
+        walk.push(x[i]);
+      }
+      walk.store(p.y, row[i], y);
+    }
+  }
+  if (p.final_state == nullptr || walk.unit.chunk != walk.unit.chunks - 1) return;
+  auto* state = static_cast<typename K::T*>(p.final_state);
+#pragma unroll
+  for (int j = 0; j < walk.taps; ++j) {
+#pragma unroll
+    for (int v = 0; v < K::kVector; ++v) {
+      state[walk.state_offset(j) + v] = from_float<typename K::T>(walk.window.at(j, v));
+    }
+  }
+}
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const __grid_constant__ CausalConv1dForwardParams p,
+                   const __grid_constant__ ConvArgs args) {
+  const int64_t channel = channel_of_thread<K::kVector>(args, p.channels);
+  if (channel < 0) return;
+  Walk<K> walk(p, args, channel);
+  for (int index = blockIdx.x / args.channel_blocks; get_unit(args.units, index, &walk.unit);
+       index += args.walkers) {
+    forward_unit(p, walk);
+  }
+}
+
+struct Plan {
+  ConvArgs args;
+  int vector = 1;
+  bool aligned = false;
+  size_t window_offset = 0, bytes = 0;
+};
+
+Plan plan(const CausalConv1dForwardParams& p) {
+  Plan plan;
+  const int64_t element = size_of(p.type);
+  const int vector = static_cast<int>(16 / element);
+  const bool usual = p.width >= 2 && p.width <= 4;
+  plan.aligned = usual && p.channels % vector == 0 && rows_in_words(p.x.data, p.x.stride, element, 16) &&
+                 rows_in_words(p.y.data, p.y.stride, element, 16);
+  plan.vector = plan.aligned ? vector : 1;
+  // A state updated in place has one reader and one writer only when its sequence is one unit.
+  const bool in_place = p.final_state != nullptr && p.final_state == p.initial_state;
+  plan.args.units = plan_scan_units(p.order, false, in_place ? p.order.tokens : kChunk);
+  plan.args.channel_blocks = static_cast<int32_t>(channel_blocks_of(p.channels, plan.vector));
+  const int64_t wanted =
+      ceil_div(kBlocksPerProcessor * std::max(multiprocessors_cuda(), 1), plan.args.channel_blocks);
+  plan.args.walkers =
+      static_cast<int32_t>(std::min<int64_t>(plan.args.units.max_units, std::max<int64_t>(wanted, 1)));
+  plan.window_offset = align_workspace(scan_units_workspace(plan.args.units));
+  plan.bytes = plan.window_offset;
+  if (!usual) {
+    plan.args.window_stride = static_cast<int64_t>(plan.args.channel_blocks) * plan.args.walkers * kThreads;
+    plan.bytes +=
+        align_workspace(plan.args.window_stride * std::max<int64_t>(p.width - 1, 1) * sizeof(float));
+  }
+  return plan;
+}
+
+template <typename K>
+int launch(const CausalConv1dForwardParams& p, const ConvArgs& args, CUstream_st* stream) {
+  forward_kernel<K><<<args.channel_blocks * args.walkers, kThreads, 0, stream>>>(p, args);
+  return cudaGetLastError();
+}
+
+template <typename T, int kWidth>
+int launch_width(const CausalConv1dForwardParams& p, const Plan& plan, CUstream_st* stream) {
+  constexpr int kVector = 16 / sizeof(T);
+  return plan.aligned ? launch<Config<T, kWidth, kVector, true>>(p, plan.args, stream)
+                      : launch<Config<T, kWidth, 1, false>>(p, plan.args, stream);
+}
+
+}  // namespace
+}  // namespace conv
+
+size_t causal_conv1d_forward_workspace_cuda(const CausalConv1dForwardParams& params) {
+  return params.channels == 0 ? 0 : conv::plan(params).bytes;
+}
+
+int launch_causal_conv1d_forward_cuda(const CausalConv1dForwardParams& params, void* workspace,
+                                      CUstream_st* stream) {
+  using namespace conv;
+  if (params.channels == 0 || params.order.sequences == 0) return cudaSuccess;
+  Plan made = plan(params);
+  if (const int error = build_scan_units(made.args.units, workspace, stream); error != 0) return error;
+  made.args.windows = reinterpret_cast<float*>(static_cast<char*>(workspace) + made.window_offset);
+  return dispatch_type(params.type, [&](auto type) -> int {
+    using T = typename decltype(type)::type;
+    switch (params.width) {
+      case 2:
+        return launch_width<T, 2>(params, made, stream);
+      case 3:
+        return launch_width<T, 3>(params, made, stream);
+      case 4:
+        return launch_width<T, 4>(params, made, stream);
+      default:
+        return launch<Config<T, 0, 1, false>>(params, made.args, stream);
+    }
+  });
+}
+
+}  // namespace mixture_of_mamba
