@@ -18,7 +18,8 @@
 namespace mixture_of_mamba::conv {
 
 constexpr int kThreads = 128;
-constexpr int kInFlight = 4;  // tokens whose loads are issued together
+constexpr int64_t kChunk = 64;     // tokens
+constexpr int kBytesOfThread = 8;  // of a row: a wider vector leaves too few registers for loads in flight
 
 struct ConvArgs {
   ScanUnits units;
@@ -121,15 +122,43 @@ struct Walk : Taps<K::kWidth> {
     return state != nullptr ? to_float(static_cast<const T*>(state)[state_offset(j) + v]) : 0.0f;
   }
 
+  // Rows of the kCount times from `time` on; times past `last` repeat it.
+  template <int kCount>
+  __device__ __forceinline__ void find_rows(int32_t time, int32_t last, int32_t (&row)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) row[i] = p.order.row_of(min(time + i, last));
+  }
+  template <int kCount>
+  __device__ __forceinline__ bool any_padding(const int32_t (&row)[kCount]) const {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) any = any || p.order.is_padding(row[i]);
+    return any;
+  }
+
   // The window before the unit: initial_state, then the last inputs of the sequence that are not padding.
   // Every index of the window is a constant, which keeps it in registers.
   __device__ __forceinline__ void look_back() {
+    const int32_t begin = unit.base - unit.chunk * args.units.chunk_length;
+    if constexpr (K::kWidth > 1) {
+      if (unit.base - begin >= taps) {
+        int32_t row[K::kWidth - 1];
+        find_rows(unit.base - taps, unit.base, row);
+        if (!any_padding(row)) {  // the usual case: all loads at once
+          Channels x[K::kWidth - 1];
+#pragma unroll
+          for (int j = 0; j < taps; ++j) x[j] = load(p.x, row[j]);
+#pragma unroll
+          for (int j = 0; j < taps; ++j) push(x[j]);
+          return;
+        }
+      }
+    }
 #pragma unroll
     for (int j = 0; j < taps; ++j) {
 #pragma unroll
       for (int v = 0; v < kVector; ++v) window.at(j, v) = state_value(p.initial_state, j, v);
     }
-    const int32_t begin = unit.base - unit.chunk * args.units.chunk_length;
     int32_t time = unit.base;
     for (int found = 0; time > begin && found < taps;) {
       found += !p.order.is_padding(p.order.row_of(--time));

@@ -21,9 +21,8 @@ namespace mixture_of_mamba {
 namespace conv {
 namespace {
 
-constexpr int64_t kChunk = 64;  // tokens
+constexpr int kInFlight = 4;  // tokens whose loads are issued together
 constexpr int kBlocksPerProcessor = 8;
-constexpr int kBytesOfThread = 8;  // of a row: a wider vector's windows and sums would not fit the registers
 constexpr int32_t kForeign = INT32_MIN;  // an input of the unit before: its gradient is written there
 
 template <typename K>
@@ -131,17 +130,20 @@ struct BackwardWalk : Walk<K> {
   }
 
   __device__ __forceinline__ void own_tokens() {
+    const int32_t last = unit.base + unit.length - 1;
+    int32_t next_row[kInFlight];
+    if (unit.length > 0) this->find_rows(unit.base, last, next_row);
+    begin();
     for (int first = 0; first < unit.length; first += kInFlight) {
       int32_t row[kInFlight];
       Channels x[kInFlight], grad_y[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i)
-        row[i] = p.order.row_of(unit.base + min(first + i, unit.length - 1));
-#pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
+        row[i] = next_row[i];
         x[i] = this->load(p.x, row[i]);
         grad_y[i] = this->load(p.grad_y, row[i]);
       }
+      this->find_rows(unit.base + first + kInFlight, last, next_row);
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         if (first + i >= unit.length) continue;
@@ -158,8 +160,27 @@ struct BackwardWalk : Walk<K> {
   // Tokens of later units that still see inputs of this one; at the sequence's end, the final state.
   __device__ __forceinline__ void look_ahead() {
     const int32_t end = static_cast<int32_t>(p.order.sequence_end(unit.sequence));
+    int32_t time = unit.base + unit.length;
+    if constexpr (K::kWidth > 1) {
+      if (end - time >= taps) {
+        int32_t row[K::kWidth - 1];
+        this->find_rows(time, end - 1, row);
+        if (!this->any_padding(row)) {  // the usual case: all loads at once
+          Channels x[K::kWidth - 1], grad_y[K::kWidth - 1];
+#pragma unroll
+          for (int j = 0; j < taps; ++j) {
+            x[j] = this->load(p.x, row[j]);
+            grad_y[j] = this->load(p.grad_y, row[j]);
+          }
+#pragma unroll
+          for (int j = 0; j < taps; ++j) token(row[j], x[j], grad_y[j], false);
+          return;
+        }
+      }
+    }
     int seen = 0;
-    for (int32_t time = unit.base + unit.length; time < end && seen < taps; ++time) {
+#pragma unroll 1
+    for (; time < end && seen < taps; ++time) {
       const int32_t row = p.order.row_of(time);
       if (p.order.is_padding(row)) continue;
       token(row, this->load(p.x, row), this->load(p.grad_y, row), false);
@@ -197,7 +218,6 @@ __global__ void __launch_bounds__(kThreads)
   BackwardWalk<K> walk(p, args, channel);
   const int walker = blockIdx.x / args.channel_blocks;
   for (int index = walker; get_unit(args.units, index, &walk.unit); index += args.walkers) {
-    walk.begin();
     walk.own_tokens();
     walk.look_ahead();
   }

@@ -3,7 +3,8 @@
 // Depthwise causal convolution, forward: kernels/causal_conv1d.h has the equations.
 //
 // Grid     channel blocks (fastest) x walkers; a walker takes every walkers-th unit of kChunk tokens.
-// Thread   kVector channels (16 bytes of a row) of one unit, token by token, the window in registers.
+// Thread   kVector channels (8 bytes of a row) of one unit, token by token, the window in registers; the rows
+//          of the next kInFlight tokens are looked up while these are computed.
 // Cost     16-bit: 4 bytes a (token, channel) of HBM, and 3 / kChunk of the reads again at chunk starts;
 //          about 14 issue slots. HBM is the bound.
 // Barriers none: threads share nothing.
@@ -15,29 +16,30 @@ namespace mixture_of_mamba {
 namespace conv {
 namespace {
 
-constexpr int64_t kChunk = 32;  // tokens
+constexpr int kInFlight = 8;  // tokens whose loads are issued together
 constexpr int kBlocksPerProcessor = 16;
 
 template <typename K>
 __device__ __forceinline__ void forward_unit(const CausalConv1dForwardParams& p, Walk<K>& walk) {
   using Channels = typename Walk<K>::Channels;
+  const int32_t last = walk.unit.base + walk.unit.length - 1;
+  int32_t next_row[kInFlight];
+  if (walk.unit.length > 0) walk.find_rows(walk.unit.base, last, next_row);
   walk.look_back();
   for (int first = 0; first < walk.unit.length; first += kInFlight) {
     int32_t row[kInFlight];
-    bool padding[kInFlight];
     Channels x[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      row[i] = p.order.row_of(walk.unit.base + min(first + i, walk.unit.length - 1));
-      padding[i] = p.order.is_padding(row[i]);
+      row[i] = next_row[i];
+      x[i] = walk.load(p.x, row[i]);
     }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) x[i] = walk.load(p.x, row[i]);
+    walk.find_rows(walk.unit.base + first + kInFlight, last, next_row);
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       if (first + i >= walk.unit.length) continue;
       float y[K::kVector] = {};
-      if (!padding[i]) {
+      if (!p.order.is_padding(row[i])) {
         walk.pre_activation(x[i], y);
         if (p.silu) {
 #pragma unroll
@@ -82,10 +84,11 @@ struct Plan {
 Plan plan(const CausalConv1dForwardParams& p) {
   Plan plan;
   const int64_t element = size_of(p.type);
-  const int vector = static_cast<int>(16 / element);
+  const int vector = static_cast<int>(kBytesOfThread / element);
   const bool usual = p.width >= 2 && p.width <= 4;
-  plan.aligned = usual && p.channels % vector == 0 && rows_in_words(p.x.data, p.x.stride, element, 16) &&
-                 rows_in_words(p.y.data, p.y.stride, element, 16);
+  plan.aligned = usual && p.channels % vector == 0 &&
+                 rows_in_words(p.x.data, p.x.stride, element, kBytesOfThread) &&
+                 rows_in_words(p.y.data, p.y.stride, element, kBytesOfThread);
   plan.vector = plan.aligned ? vector : 1;
   // A state updated in place has one reader and one writer only when its sequence is one unit.
   const bool in_place = p.final_state != nullptr && p.final_state == p.initial_state;
@@ -113,7 +116,7 @@ int launch(const CausalConv1dForwardParams& p, const ConvArgs& args, CUstream_st
 
 template <typename T, int kWidth>
 int launch_width(const CausalConv1dForwardParams& p, const Plan& plan, CUstream_st* stream) {
-  constexpr int kVector = 16 / sizeof(T);
+  constexpr int kVector = kBytesOfThread / sizeof(T);
   return plan.aligned ? launch<Config<T, kWidth, kVector, true>>(p, plan.args, stream)
                       : launch<Config<T, kWidth, 1, false>>(p, plan.args, stream);
 }

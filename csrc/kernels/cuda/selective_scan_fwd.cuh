@@ -44,7 +44,7 @@ constexpr int kRecurrenceWarps = 4;
 constexpr int kThreads = 2 * kRecurrenceWarps * kWarp;
 constexpr int kLanesOfRow = 8;
 constexpr int kStatesPerLane = 4;
-constexpr int kSharedModalities = 4;  // more than these read their dt bias from global memory
+constexpr int kSharedModalities = 16;  // more than these read their dt bias from global memory
 
 static_assert(kRecurrenceWarps * kWarp == kTile * kLanesOfRow,
               "an element-wise thread owns one token of a tile");
@@ -61,6 +61,12 @@ struct ForwardArgs {
   float* unit_end_state = nullptr;    // pre-pass: state after the unit, started from zero
   float* unit_delta = nullptr;        // pre-pass: [units, channels], sum of delta2
 };
+
+// Rows of dt bias in shared memory; 0: too many, threads read them from global memory.
+MOM_HOST_DEVICE int staged_modalities(const SelectiveScanForwardParams& p) {
+  if (p.dt_bias == nullptr) return 1;
+  return p.bias_modalities <= kSharedModalities ? p.bias_modalities : 0;
+}
 
 // T: element type. kGroup: lanes per channel. kAligned: rows can be read in wide words. kPrepass: only the
 // end state and the sum of delta2. kPolynomial: exponentials of a lane and token that run on the FMA pipe.
@@ -87,18 +93,20 @@ struct Config {
   static constexpr int kMatrices = kTile * kMatrixStride;
 
   static int shared_bytes(int staged_modalities) {
-    return 4 * (2 * (kInputs + kOutputs + kMatrices) + (staged_modalities + 1) * kChannels);
+    return 4 *
+           (2 * (kInputs + kOutputs + kMatrices) + (staged_modalities + 1) * kChannels + kSharedModalities);
   }
   static_assert(kVector >= 2, "an element-wise thread moves channel pairs");
 };
 
 template <typename K>
 struct Shared {
-  float* inputs;    // [2][kTile][kInputStride]
-  float* outputs;   // [2][kTile][kGroup][kPartStride]
-  float* matrices;  // [2][kTile][kMatrixStride]: B ln 2, C
-  float* bias;      // [staged modalities][kChannels], times log2(e)
-  float* skip;      // [kChannels]: D
+  float* inputs;        // [2][kTile][kInputStride]
+  float* outputs;       // [2][kTile][kGroup][kPartStride]
+  float* matrices;      // [2][kTile][kMatrixStride]: B ln 2, C
+  float* bias;          // [staged modalities][kChannels], times log2(e); zeros when there is none
+  float* skip;          // [kChannels]: D
+  int32_t* boundaries;  // [staged modalities]: first row of each
 
   __device__ Shared(float* memory, int staged) {
     inputs = memory;
@@ -106,6 +114,7 @@ struct Shared {
     matrices = outputs + 2 * K::kOutputs;
     bias = matrices + 2 * K::kMatrices;
     skip = bias + staged * K::kChannels;
+    boundaries = reinterpret_cast<int32_t*>(skip + K::kChannels);
   }
   // Float offset of channel pair `pair` in a row of inputs, of channel quad `quad` in a part of a row of
   // outputs.
@@ -124,13 +133,12 @@ struct ElementWise {
   const ScanUnit unit;
   const Shared<K> shared;
   const int token, eighth, staged;
-  int32_t boundaries[kSharedModalities];  // first rows of modalities 1 ..; the rest never reached
   int32_t valid_rows;
   int64_t channel;
   int channel_count;  // of this thread's channels, those that exist
 
   struct Row {
-    int32_t row;
+    int32_t row, modality;
     bool exists, valid;  // inside the unit; and not padding
   };
   Row input_row;
@@ -148,9 +156,6 @@ struct ElementWise {
         staged(staged_),
         channel(block_channel + eighth * K::kVector) {
     const TokenOrder& order = p.order;
-    for (int m = 1; m < kSharedModalities; ++m) {
-      boundaries[m] = order.offsets != nullptr && m < order.modalities ? order.offsets[m] : INT32_MAX;
-    }
     valid_rows = order.offsets != nullptr ? order.offsets[order.modalities] : INT32_MAX;
     channel_count =
         static_cast<int>(min(static_cast<int64_t>(K::kVector), max(p.channels - channel, int64_t{0})));
@@ -165,16 +170,27 @@ struct ElementWise {
     const int last = min(position, unit.length - 1);
     found.row = p.order.row_of(p.reverse ? unit.base - last : unit.base + last);
     found.valid = found.exists && found.row < valid_rows;
+    found.modality = 0;
+#pragma unroll 1
+    for (int m = 1; m < staged; ++m) found.modality += found.row >= shared.boundaries[m];
+    if (!K::kAligned && staged == 0) {
+      found.modality = min(p.order.modality_of_row(found.row), p.bias_modalities - 1);
+    }
     return found;
   }
 
   __device__ Channels load_channels(const ConstRows& rows, int32_t row) const {
     const T* from = static_cast<const T*>(rows.data) + row * rows.stride + channel;
-    if constexpr (K::kAligned) return load_pack<T, K::kVector, true>(from);
-    Channels values;
+    if constexpr (K::kAligned) {
+      return load_pack<T, K::kVector, true>(from);
+    } else {
+      Channels values;
 #pragma unroll
-    for (int i = 0; i < K::kVector; ++i) values.values[i] = i < channel_count ? from[i] : from_float<T>(0.0f);
-    return values;
+      for (int i = 0; i < K::kVector; ++i) {
+        values.values[i] = i < channel_count ? from[i] : from_float<T>(0.0f);
+      }
+      return values;
+    }
   }
 
   __device__ void load_inputs(const Row& row) {
@@ -199,35 +215,37 @@ struct ElementWise {
     if (p.z.data != nullptr) z = load_channels(p.z, row.row);
   }
 
-  __device__ float delta2(int i) const {
-    const float x = to_float(dt.values[i]);
-    float bias = 0.0f;
-    if (p.dt_bias != nullptr) {
-      if (staged > 0) {
-        int m = 0;
-        if (staged > 1) {
+  // dt + bias in log2 units. Branches are the same for all threads and stay outside of the loops over
+  // channels: inside, they would cut the straight run of instructions that hides latencies.
+  __device__ void scaled_dt(float (&delta)[K::kVector]) const {
+    if (K::kAligned || staged > 0) {
+      const float* bias = shared.bias + input_row.modality * K::kChannels + eighth * K::kVector;
 #pragma unroll
-          for (int k = 1; k < kSharedModalities; ++k) m += input_row.row >= boundaries[k];
-        }
-        bias = shared.bias[m * K::kChannels + eighth * K::kVector + i];
-      } else if (i < channel_count && input_row.valid) {
-        const int64_t m = p.order.modality_of_row(input_row.row);
-        bias = static_cast<const float*>(p.dt_bias)[m * p.channels + channel + i] * kLog2E;
+      for (int i = 0; i < K::kVector; ++i) delta[i] = fmaf(to_float(dt.values[i]), kLog2E, bias[i]);
+    } else {
+      const float* bias = static_cast<const float*>(p.dt_bias) + input_row.modality * p.channels + channel;
+#pragma unroll
+      for (int i = 0; i < K::kVector; ++i) {
+        delta[i] = kLog2E * (to_float(dt.values[i]) + (i < channel_count ? bias[i] : 0.0f));
       }
     }
-    const float scaled = fmaf(x, kLog2E, bias);
-    return p.softplus ? softplus2<T>(scaled) : scaled;
+    if (!p.softplus) return;
+#pragma unroll
+    for (int i = 0; i < K::kVector; ++i) delta[i] = softplus2<T>(delta[i]);
   }
 
   __device__ void put_inputs(int buffer) const {
+    const bool valid = input_row.valid;
+    float delta[K::kVector];
+    scaled_dt(delta);
     float* inputs = shared.inputs + buffer * K::kInputs + token * K::kInputStride;
 #pragma unroll
     for (int i = 0; i < K::kVector; i += 2) {
-      const float first = input_row.valid ? delta2(i) : 0.0f, second = input_row.valid ? delta2(i + 1) : 0.0f;
-      const float u0 = input_row.valid ? to_float(u.values[i]) : 0.0f;
-      const float u1 = input_row.valid ? to_float(u.values[i + 1]) : 0.0f;
+      // Selected after the arithmetic: padding and what lies past the end may hold anything, NaN too.
+      const float delta0 = valid ? delta[i] : 0.0f, u0 = valid ? to_float(u.values[i]) : 0.0f;
+      const float delta1 = valid ? delta[i + 1] : 0.0f, u1 = valid ? to_float(u.values[i + 1]) : 0.0f;
       *reinterpret_cast<float4*>(inputs + Shared<K>::pair_offset((eighth * K::kVector + i) / 2)) =
-          make_float4(first, first * u0, second, second * u1);
+          make_float4(delta0, delta0 * u0, delta1, delta1 * u1);
     }
     const float scale = eighth < 4 ? kLn2 : 1.0f;
     float* matrices = shared.matrices + buffer * K::kMatrices + token * K::kMatrixStride + eighth * K::kGroup;
@@ -235,7 +253,7 @@ struct ElementWise {
     for (int i = 0; i < K::kGroup; i += 4) {
       float values[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) values[k] = input_row.valid ? to_float(matrix.values[i + k]) * scale : 0.0f;
+      for (int k = 0; k < 4; ++k) values[k] = valid ? to_float(matrix.values[i + k]) * scale : 0.0f;
       *reinterpret_cast<float4*>(matrices + i) = make_float4(values[0], values[1], values[2], values[3]);
     }
   }
@@ -273,13 +291,17 @@ struct ElementWise {
       }
       if (!args.last_launch) return;
     }
-    Channels out;
 #pragma unroll
     for (int i = 0; i < K::kVector; ++i) {
-      float value = fmaf(shared.skip[eighth * K::kVector + i], to_float(output_u.values[i]), y[i]);
-      if (p.z.data != nullptr) value *= silu_fast<T>(to_float(z.values[i]));
-      out.values[i] = from_float<T>(row.valid ? value : 0.0f);
+      y[i] = fmaf(shared.skip[eighth * K::kVector + i], to_float(output_u.values[i]), y[i]);
     }
+    if (p.z.data != nullptr) {
+#pragma unroll
+      for (int i = 0; i < K::kVector; ++i) y[i] *= silu_fast<T>(to_float(z.values[i]));
+    }
+    Channels out;
+#pragma unroll
+    for (int i = 0; i < K::kVector; ++i) out.values[i] = from_float<T>(row.valid ? y[i] : 0.0f);
     T* to = static_cast<T*>(p.out.data) + row.row * p.out.stride + channel;
     if constexpr (K::kAligned) {
       store_pack<T, K::kVector, true>(to, out);
@@ -490,13 +512,16 @@ __global__ void __launch_bounds__(kThreads, K::kMinBlocks)
   if (!get_unit(args.units, unit_index, &unit)) return;
   if (K::kPrepass && unit.chunk == unit.chunks - 1) return;  // nobody needs the end state of the last chunk
 
-  const int staged = p.dt_bias != nullptr && p.bias_modalities <= kSharedModalities ? p.bias_modalities : 0;
+  const int staged = staged_modalities(p);
   const Shared<K> shared(memory, staged);
   for (int i = threadIdx.x; i < staged * K::kChannels; i += kThreads) {
     const int64_t channel = block_channel + i % K::kChannels;
     const int64_t row = i / K::kChannels * p.channels;
-    shared.bias[i] =
-        channel < p.channels ? static_cast<const float*>(p.dt_bias)[row + channel] * kLog2E : 0.0f;
+    const bool exists = p.dt_bias != nullptr && channel < p.channels;
+    shared.bias[i] = exists ? static_cast<const float*>(p.dt_bias)[row + channel] * kLog2E : 0.0f;
+  }
+  if (threadIdx.x < staged && p.order.offsets != nullptr) {
+    shared.boundaries[threadIdx.x] = p.order.offsets[threadIdx.x];
   }
   for (int i = threadIdx.x; i < K::kChannels; i += kThreads) {
     const bool has_skip = p.D != nullptr && block_channel + i < p.channels;
@@ -518,10 +543,7 @@ int launch(const ForwardArgs& base, CUstream_st* stream) {
   const int64_t blocks = static_cast<int64_t>(args.channel_blocks) * args.units.max_units;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const int staged = args.params.dt_bias != nullptr && args.params.bias_modalities <= kSharedModalities
-                         ? args.params.bias_modalities
-                         : 0;
-  const int bytes = K::shared_bytes(staged);
+  const int bytes = K::shared_bytes(staged_modalities(args.params));
   const cudaError_t error =
       cudaFuncSetAttribute(scan_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;

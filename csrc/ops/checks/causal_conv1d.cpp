@@ -5,12 +5,13 @@ namespace mixture_of_mamba::ops {
 
 namespace {
 
-int64_t batch_of(const char* op, const Tensor& x, const Tensor& weight) {
+// Members are initialised in the order of their declaration: the first one checks what the others read.
+Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& weight) {
   require_floating(op, "x", x);
   require(x.dim() == 3, op, "x must have shape [batch, length, channels], got ", shape_of(x));
   require(weight.dim() == 2 && weight.size(0) == x.size(2) && weight.size(1) >= 1, op,
           "weight must have shape [channels, width] = [", x.size(2), ", >= 1], got ", shape_of(weight));
-  return x.size(0);
+  return x.scalar_type();
 }
 
 }  // namespace
@@ -18,10 +19,10 @@ int64_t batch_of(const char* op, const Tensor& x, const Tensor& weight) {
 ConvInputs::ConvInputs(const char* op, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
                        const OptionalTensor& rows, const OptionalTensor& offsets,
                        const OptionalTensor& cu_seqlens, const OptionalTensor& initial_state_, bool silu_)
-    : io(x_.scalar_type()),
+    : io(checked_dtype(op, x_, weight_)),
       acc(io == Dtype::Double ? Dtype::Double : Dtype::Float),
       type(kernel_type(op, x_, io)),
-      batch(batch_of(op, x_, weight_)),
+      batch(x_.size(0)),
       length(x_.size(1)),
       channels(x_.size(2)),
       width(weight_.size(1)),
