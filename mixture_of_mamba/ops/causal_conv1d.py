@@ -125,12 +125,15 @@ def _fake_step(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *tensors, silu = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
     ctx.silu = silu
 
 
-def _backward(ctx: Any, grad_y: Tensor, grad_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, bias, rows, offsets, cu_seqlens, initial_state = ctx.saved_tensors
+    if grad_y is None:
+        grad_y = x.new_zeros(x.shape)
     grad_x, grad_weight, grad_bias, grad_initial = torch.ops.mixture_of_mamba.causal_conv1d_backward.default(
         grad_y, grad_final_state, x, weight, bias, rows, offsets, cu_seqlens, initial_state, ctx.silu
     )

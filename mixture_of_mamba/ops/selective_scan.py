@@ -197,16 +197,19 @@ def _fake_step(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *tensors, softplus, reverse, _ = inputs
     _, _, checkpoints = output
+    ctx.set_materialize_grads(False)  # zeros for the checkpoints would be the largest tensor of all
     ctx.mark_non_differentiable(checkpoints)
     ctx.save_for_backward(*tensors, checkpoints)
     ctx.softplus, ctx.reverse = softplus, reverse
 
 
 def _backward(
-    ctx: Any, grad_out: Tensor, grad_final_state: Tensor | None, _: Tensor | None
+    ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *tensors, checkpoints = ctx.saved_tensors
     u, dt, A, B, C, D, z, dt_bias, rows, offsets, cu_seqlens, initial_state = tensors
+    if grad_out is None:
+        grad_out = u.new_zeros(u.shape)
     grad_u, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_dt_bias, grad_initial = (
         torch.ops.mixture_of_mamba.selective_scan_backward.default(
             grad_out, grad_final_state, *tensors, checkpoints, ctx.softplus, ctx.reverse

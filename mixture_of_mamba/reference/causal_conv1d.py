@@ -36,12 +36,13 @@ def causal_conv1d(
     for s, sequence_rows in enumerate(sequences):
         before = flat.new_zeros(width - 1, x.shape[2]) if initial_state is None else initial_state[s].to(x.dtype)
         history = torch.cat((before, flat[sequence_rows]))
-        windows = history.to(acc).unfold(0, width, 1)  # [tokens of the sequence, channels, width]
-        pre = (windows * weight.to(acc)).sum(-1)
+        tokens = len(sequence_rows)
+        taps = [weight[:, k].to(acc) * history[k : k + tokens].to(acc) for k in range(width)]
+        pre = torch.stack(taps).sum(0)
         if bias is not None:
             pre = pre + bias.to(acc)
         outputs.append(F.silu(pre) if silu else pre)
-        final_states.append(history[len(sequence_rows) :])
+        final_states.append(history[tokens:])
     if not sequences:
         return torch.zeros_like(x), x.new_zeros(0, width - 1, x.shape[2])
     y = torch.zeros_like(flat, dtype=acc).index_put((torch.cat(sequences),), torch.cat(outputs))

@@ -40,12 +40,12 @@ def selective_scan(
     """
     activations = [x for x in (u, dt, B, C, z) if x is not None]
     acc = torch.float64 if any(x.dtype == torch.float64 for x in activations) else torch.float32
-    batch, length, channels = u.shape
+    tokens = u.shape[0] * u.shape[1]
     flat_u, flat_dt, flat_B, flat_C = (x.flatten(0, 1).to(acc) for x in (u, dt, B, C))
     A = A.to(acc)
-    bias = None if dt_bias is None else dt_bias.to(acc).reshape(-1, channels)
+    bias = None if dt_bias is None else torch.atleast_2d(dt_bias.to(acc))
     per_modality = bias is not None and bias.shape[0] > 1
-    modality = modality_of_rows(offsets if per_modality else None, batch * length, u.device)
+    modality = modality_of_rows(offsets if per_modality else None, tokens, u.device)
 
     sequences = rows_of_sequences(u, rows, offsets, cu_seqlens)
     outputs, final_states, walks = [], [], []

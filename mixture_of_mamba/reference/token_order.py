@@ -11,6 +11,8 @@ sequence   a run of times that starts from its own initial state; ``cu_seqlens``
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,4 @@ def rows_of_sequences(
     row_of_time = torch.arange(tokens, device=activation.device) if rows is None else rows.long()
     boundaries = [b * length for b in range(batch + 1)] if cu_seqlens is None else cu_seqlens.tolist()
     real = torch.ones_like(row_of_time, dtype=torch.bool) if offsets is None else row_of_time < offsets[-1]
-    return [
-        row_of_time[begin:end][real[begin:end]] for begin, end in zip(boundaries, boundaries[1:], strict=False)
-    ]
+    return [row_of_time[begin:end][real[begin:end]] for begin, end in itertools.pairwise(boundaries)]
