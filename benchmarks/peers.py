@@ -54,9 +54,7 @@ def add_scan(forward: Contenders, both: Contenders, inputs: dict[str, Tensor], g
     both["mamba_ssm"] = lambda: torch.autograd.grad(run(), leaves, grad)
 
 
-def add_conv(
-    forward: Contenders, both: Contenders, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor
-) -> None:
+def add_conv(forward: Contenders, both: Contenders, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> None:
     module = _module("causal_conv1d")
     if module is None:
         return

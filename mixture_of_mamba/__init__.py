@@ -27,8 +27,7 @@ from mixture_of_mamba.ops import (  # noqa: E402
     selective_scan_step,
 )
 from mixture_of_mamba.routing import Routing  # noqa: E402
-
-__version__ = "0.1.0"
+from mixture_of_mamba.version import __version__  # noqa: E402
 
 __all__ = [
     "Mamba",
@@ -36,6 +35,7 @@ __all__ = [
     "MixtureOfMamba",
     "ModalityLinear",
     "Routing",
+    "__version__",
     "causal_conv1d",
     "causal_conv1d_fn",
     "causal_conv1d_step",

@@ -14,7 +14,7 @@ namespace mixture_of_mamba::ops {
 struct ConvInputs {
   ConvInputs(const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
              const OptionalTensor& rows, const OptionalTensor& offsets, const OptionalTensor& cu_seqlens,
-             const OptionalTensor& initial_state, bool silu);
+             const OptionalTensor& initial_state, bool silu, const char* state_name = "initial_state");
 
   void fill(CausalConv1dParams& params) const;
   int64_t sequences() const { return order.order().sequences; }
@@ -88,7 +88,7 @@ template <typename Backend>
 Tensor causal_conv1d_step(Tensor x, Tensor state, Tensor weight, OptionalTensor bias, OptionalTensor rows,
                           OptionalTensor offsets, bool silu) {
   const char* op = "causal_conv1d_step";
-  const ConvInputs in(op, x, weight, bias, rows, offsets, std::nullopt, state, silu);
+  const ConvInputs in(op, x, weight, bias, rows, offsets, std::nullopt, state, silu, "state");
   require(state.scalar_type() == in.io && state.is_contiguous(), op,
           "state is updated in place and must be contiguous with the dtype of x (", name_of(in.io), "), got ",
           state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));

@@ -17,7 +17,8 @@ struct ScanInputs {
   ScanInputs(const char* op, const Tensor& u, const Tensor& dt, const Tensor& A, const Tensor& B,
              const Tensor& C, const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& dt_bias,
              const OptionalTensor& rows, const OptionalTensor& offsets, const OptionalTensor& cu_seqlens,
-             const OptionalTensor& initial_state, bool softplus, bool reverse);
+             const OptionalTensor& initial_state, bool softplus, bool reverse,
+             const char* state_name = "initial_state");
 
   void fill(SelectiveScanParams& params) const;
   int64_t slots() const { return selective_scan_checkpoint_slots(tokens(), sequences()); }
@@ -140,7 +141,8 @@ Tensor selective_scan_step(Tensor u, Tensor state, Tensor dt, Tensor A, Tensor B
                            OptionalTensor z, OptionalTensor dt_bias, OptionalTensor rows,
                            OptionalTensor offsets, bool softplus) {
   const char* op = "selective_scan_step";
-  const ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, state, softplus, false);
+  const ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, state, softplus, false,
+                      "state");
   require(state.scalar_type() == in.acc && state.is_contiguous(), op,
           "state is updated in place and must be contiguous ", name_of(in.acc), ", got ",
           state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));

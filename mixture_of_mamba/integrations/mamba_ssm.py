@@ -65,7 +65,9 @@ def selective_scan_fn(
     groups = max(B.shape[1], C.shape[1])
     channels = u.shape[1]
     if channels % groups or any(m.shape[1] not in (1, groups) for m in (B, C)):
-        raise ValueError(f"B and C must have groups that divide the {channels} channels, got {B.shape[1]}, {C.shape[1]}")
+        raise ValueError(
+            f"B and C must have groups that divide the {channels} channels, got {B.shape[1]}, {C.shape[1]}"
+        )
     size = channels // groups
     outs, states = [], []
     for group in range(groups):

@@ -21,7 +21,7 @@ from mixture_of_mamba.ops import (
 )
 from mixture_of_mamba.routing import Routing
 
-__all__ = ["Mamba", "MixtureOfMamba", "PROJECTIONS"]
+__all__ = ["PROJECTIONS", "Mamba", "MixtureOfMamba"]
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
@@ -79,7 +79,7 @@ class MixtureOfMamba(nn.Module):
         self.dt_init, self.dt_scale, self.dt_init_floor = dt_init, dt_scale, dt_init_floor
         self.layer_idx = layer_idx
 
-        def projection(name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        def projection(name: str, in_features: int, out_features: int, bias: bool) -> nn.Linear | ModalityLinear:
             if name in self.decouple:
                 return ModalityLinear(in_features, out_features, num_modalities, bias, device, dtype)
             return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
@@ -115,7 +115,7 @@ class MixtureOfMamba(nn.Module):
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         bound = self.dt_rank**-0.5 * self.dt_scale
-        for child in self.dt_proj if isinstance(self.dt_proj, ModalityLinear) else [self.dt_proj]:
+        for child in self.dt_proj.linears if isinstance(self.dt_proj, ModalityLinear) else [self.dt_proj]:
             if self.dt_init == "constant":
                 child.weight.fill_(bound)
             else:
@@ -124,8 +124,8 @@ class MixtureOfMamba(nn.Module):
             dt = torch.rand(self.d_inner, dtype=torch.float32, device=child.bias.device)
             dt = (low + dt * (high - low)).exp().clamp(min=self.dt_init_floor)
             child.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-            child.bias._no_reinit = True
-            child.bias._no_weight_decay = True
+            child.bias._no_reinit = True  # type: ignore[attr-defined]
+            child.bias._no_weight_decay = True  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, num_modalities={self.num_modalities}, decouple={self.decouple}"
@@ -261,9 +261,9 @@ class MixtureOfMamba(nn.Module):
             assert routing is not None
             if not dt_proj.is_plain():
                 return dt_proj(dt_low, routing), None, B, C
-            weights = [child.weight for child in dt_proj]
+            weights = [child.weight for child in dt_proj.linears]
             dt = grouped_linear(dt_low, weights, None, routing.offsets, routing.host_offsets)
-            return dt, torch.stack([child.bias for child in dt_proj]), B, C
+            return dt, torch.stack([child.bias for child in dt_proj.linears]), B, C
         if not is_plain_linear(dt_proj):
             return self._project("dt_proj", dt_low, routing), None, B, C
         return self._linear(dt_proj, dt_low, routing, bias=False), dt_proj.bias, B, C

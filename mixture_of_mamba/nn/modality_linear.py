@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,7 @@ __all__ = ["ModalityLinear"]
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether calling ``module`` is exactly ``x @ weight.T + bias``, with nobody watching the call."""
     return type(module) is nn.Linear and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -46,12 +43,16 @@ class ModalityLinear(nn.ModuleList):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-            for _ in range(num_modalities)
+            nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype) for _ in range(num_modalities)
         )
         self.in_features = in_features
         self.out_features = out_features
         self.num_modalities = num_modalities
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The children, which are ``nn.Linear`` unless somebody replaced them."""
+        return cast(list[nn.Linear], list(self))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -62,8 +63,8 @@ class ModalityLinear(nn.ModuleList):
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""
         if self.is_plain():
-            weights = [child.weight for child in self]
-            biases = [child.bias for child in self if child.bias is not None]
+            weights = [child.weight for child in self.linears]
+            biases = [child.bias for child in self.linears if child.bias is not None]
             return grouped_linear(x, weights, biases or None, routing.offsets, routing.host_offsets)
         return apply_per_modality(self, x, routing)
 

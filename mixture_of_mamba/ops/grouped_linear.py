@@ -49,9 +49,7 @@ def grouped_linear(
 
 
 @torch.library.register_fake("mixture_of_mamba::grouped_linear")
-def _fake(
-    x: Tensor, weight: list[Tensor], bias: list[Tensor], offsets: Tensor, host_offsets: Tensor | None
-) -> Tensor:
+def _fake(x: Tensor, weight: list[Tensor], bias: list[Tensor], offsets: Tensor, host_offsets: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight[0].shape[0]))
 
 

@@ -207,7 +207,7 @@ def _backward(
     ctx: Any, grad_out: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *tensors, checkpoints = ctx.saved_tensors
-    u, dt, A, B, C, D, z, dt_bias, rows, offsets, cu_seqlens, initial_state = tensors
+    u, _, _, _, _, D, z, dt_bias, _, _, _, initial_state = tensors
     if grad_out is None:
         grad_out = u.new_zeros(u.shape)
     grad_u, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_dt_bias, grad_initial = (
@@ -250,5 +250,7 @@ def _flops(u_shape: Any, dt_shape: Any, A_shape: Any, *args: Any, out_shape: Any
 
 
 @register_flop_formula(torch.ops.mixture_of_mamba.selective_scan_backward)
-def _backward_flops(grad: Any, grad_state: Any, u_shape: Any, dt_shape: Any, A_shape: Any, *args: Any, **kwargs: Any) -> int:
+def _backward_flops(
+    grad: Any, grad_state: Any, u_shape: Any, dt_shape: Any, A_shape: Any, *args: Any, **kwargs: Any
+) -> int:
     return 2 * _flops(u_shape, dt_shape, A_shape)

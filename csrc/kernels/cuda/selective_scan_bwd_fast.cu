@@ -21,9 +21,9 @@
 //         meet in shared memory, in layers whose states are not written yet or not needed any more,
 //         then the blocks' in launch_reduce_state_gradients(). Over tokens: registers, then
 //         launch_column_sums(). Every order is fixed. No tensor cores: they would lower the clock.
-// Cost    per (token, channel): about 410 issue slots, 33 exponentials (0.12 of the issue time of one),
-//         7 elements + 4 bytes of checkpoint + 2 of partials. Issue slots bind: registers allow two
-//         warps a scheduler, which fill 60 % of them.
+// Cost    per (token, channel): about 400 issue slots, 36 special functions (45 % of their pipe's time),
+//         7 elements + 4 bytes of checkpoint + 2 of partials. Issue slots bind: registers and shared
+//         memory allow two warps a scheduler, which fill not quite 60 % of them.
 // Barriers  three a tile, of a team: inputs in shared memory | sums in shared memory | both read.
 
 #include <algorithm>
@@ -41,7 +41,6 @@ namespace {
 constexpr int64_t kShortestChunk = 4 * kTokens;
 constexpr int64_t kRounds = 8;  // walkers are so many that blocks of uneven work even out
 constexpr int64_t kMostWalkers = 65535;
-constexpr int64_t kMatrixAlignment = 8;
 
 int shared_memory_of_block() {
   int device = 0, bytes = 0;
@@ -53,7 +52,7 @@ int shared_memory_of_block() {
 
 // Whether all elements are whole quads whose offsets fit 32 bits.
 bool is_quads(const void* data, int64_t stride, int64_t tokens) {
-  return data != nullptr && is_aligned_to(data, kMatrixAlignment) && stride % kQuad == 0 && stride >= 0 &&
+  return data != nullptr && is_aligned_to(data, kQuadBytes) && stride % kQuad == 0 && stride >= 0 &&
          tokens * (stride / kQuad) < int64_t{1} << 32;
 }
 
@@ -118,7 +117,6 @@ Plan make_plan(const SelectiveScanBackwardParams& p, void* base) {
   args.channels = static_cast<int32_t>(p.channels);
   args.walkers = static_cast<int32_t>(walkers);
   args.biases = p.dt_bias != nullptr ? p.bias_modalities : 0;
-  args.quad_bytes = kQuad * 2;
 
   const auto take_bytes = [&](size_t bytes) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(base) + plan.bytes;

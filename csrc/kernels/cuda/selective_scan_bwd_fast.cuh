@@ -24,7 +24,8 @@ constexpr int kChannels = 128;  // of a block
 constexpr int kThreads = 128;   // of a team, the threads that work on one tile
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kQuad = 4;          // channels of one global access
+constexpr int kQuad = 4;  // channels of one global access
+constexpr int kQuadBytes = 8;
 constexpr int kLaneChannels = 4;  // of a lane in the sweeps
 constexpr int kLaneStates = 4;
 constexpr int kMostBiases = 4;  // rows of dt_bias
@@ -33,7 +34,7 @@ static_assert(kWarps == kGroups && kWarp * kQuad == kChannels,
 static_assert(kWarps * 8 * kLaneChannels == kChannels && 4 * kLaneStates == kStates,
               "sweeps: 8 lanes cover a warp's channels, 4 cover the states");
 
-// A matrix of 16-bit elements by quads; offsets in quads fit 32 bits.
+// A matrix of 16-bit elements, counted in quads: no offset exceeds 32 bits.
 struct Quads {
   void* data = nullptr;
   uint32_t stride = 0;  // quads between rows
@@ -54,8 +55,8 @@ struct Args {
   float* grad_dt_bias = nullptr;            // [walkers * teams * groups, biases, channels]
   float* grad_BC = nullptr;                 // [channel blocks, tokens, 2 * states]
   int32_t channels = 0, walkers = 0, biases = 0;
-  // 8. As an argument it keeps an address one multiply-add; as a literal it becomes shifts and adds.
-  uint32_t quad_bytes = 0;
+  // Times an argument, an offset becomes an address in one multiply-add; times a literal, in two.
+  uint32_t quad_bytes = kQuadBytes;
 };
 
 // Floats of every channel and token of a tile, four tokens of a channel in a float4. Eight lanes that
@@ -91,16 +92,6 @@ struct alignas(128) TeamShared {
 constexpr int kSharedOfOne = 227 * 1024;
 constexpr int kSharedOfTwo = 2 * (228 / 2 - 1) * 1024;
 
-template <int kTeams, int kBiases>
-struct Shared {
-  TeamShared team[kTeams];
-  float4 carry[kTeams == 1 ? 1 : kLaneChannels][kThreads];
-  float4 bias[kBiases][kChannels / kQuad];
-  float4 skip[kChannels / kQuad];  // D
-  int32_t first_row[kBiases];      // of modality i + 1; the last: of padding
-  ScanUnit unit;
-};
-
 __device__ __forceinline__ void unpack(const float4& from, float (&to)[4]) {
   to[0] = from.x;
   to[1] = from.y;
@@ -134,16 +125,6 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Barrier of a team; with one team that is the block.
-template <int kTeams>
-__device__ __forceinline__ void team_barrier(int team) {
-  if constexpr (kTeams == 1) {
-    __syncthreads();
-  } else {
-    asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(kThreads) : "memory");
-  }
 }
 
 // The main kernel of one element type.

@@ -27,7 +27,7 @@ __device__ __forceinline__ void store_quad(const Args& args, const Quads& to, ui
 
 __device__ __forceinline__ void prefetch(const Quads& from, uint32_t row, uint32_t quad) {
   const char* at =
-      static_cast<const char*>(from.data) + 8 * (static_cast<uint64_t>(row) * from.stride + quad);
+      static_cast<const char*>(from.data) + kQuadBytes * (static_cast<uint64_t>(row) * from.stride + quad);
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
@@ -35,13 +35,23 @@ struct Step {
   float delta, slope;  // softplus and its derivative
 };
 
+// Unlike fminf() and fmaxf(), these hand a NaN on.
+__device__ __forceinline__ float lesser(float a, float b) {
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+  return a;
+}
+__device__ __forceinline__ float greater(float a, float b) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+  return a;
+}
+
 __device__ __forceinline__ Step softplus_step(float x) {
-  const float e = ex2(fminf(x * kLog2E, 100.0f)), one_and_e = 1.0f + e;
+  const float e = ex2(lesser(x * kLog2E, 100.0f)), one_and_e = 1.0f + e;
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(one_and_e));
   const float series = e * fmaf(-e, fmaf(-e, 0.33333333f, 0.5f), 1.0f);
   const float y = e < 0.015625f ? series : kLn2 * lg2(one_and_e);
-  return {fmaxf(y, x), e * reciprocal};
+  return {greater(y, x), e * reciprocal};
 }
 
 template <typename T, int kBiases, typename BlockShared>

@@ -8,8 +8,28 @@
 
 namespace mixture_of_mamba::fast_backward {
 
+template <int kTeams, int kBiases>
+struct Shared {
+  TeamShared team[kTeams];
+  float4 carry[kTeams == 1 ? 1 : kLaneChannels][kThreads];
+  float4 bias[kBiases][kChannels / kQuad];
+  float4 skip[kChannels / kQuad];  // D
+  int32_t first_row[kBiases];      // of modality i + 1; the last: of padding
+  ScanUnit unit;
+};
+
+// Barrier of a team; with one team that is the block.
+template <int kTeams>
+__device__ __forceinline__ void team_barrier(int team) {
+  if constexpr (kTeams == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(kThreads) : "memory");
+  }
+}
+
 // Two teams walk the tiles of a unit alternately. Only sweep_back() must wait for the tile after: its g
-// goes through shared memory. A buffer is read before the reader arrives at the writer's barrier.
+// goes through shared memory. One buffer serves both directions, since a team takes before it gives.
 template <typename BlockShared>
 struct Handover {
   BlockShared& block;
@@ -108,7 +128,7 @@ int launch(const Args& args, CUstream_st* stream) {
   const auto kernel = backward_kernel<T, kTeams, kBiases>;
   constexpr int kBytes = sizeof(Shared<kTeams, kBiases>);
   static_assert(kTeams == 1 ? 2 * kBytes <= kSharedOfTwo : kBytes <= kSharedOfOne,
-                "two teams a multiprocessor");
+                "a multiprocessor holds two teams");
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   const dim3 grid(args.channels / kChannels, args.walkers);

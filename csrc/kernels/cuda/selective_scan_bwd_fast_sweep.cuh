@@ -24,10 +24,10 @@ struct Sweep {
   float h[kLaneChannels][kLaneStates];
 
   // Walk along the groups of a tile, up in rebuild() and down in sweep_back().
-  const float4* plane[kLaneChannels];  // delta of the group at lane_channel
-  const float4* B;                     // four states of B of the group's first token
-  uint4* layer;                        // first layer of the group
-  float4* sums;                        // layer 0 of the group, by channel
+  float4* plane[kLaneChannels];  // delta of the group at lane_channel
+  const float4* B;               // four states of B of the group's first token
+  uint4* layer;                  // first layer of the group
+  float4* sums;                  // layer 0 of the group, by channel
 
   __device__ Sweep(const Args& a, TeamShared& s) : args(a), shared(s) {
 #pragma unroll
@@ -64,7 +64,7 @@ struct Sweep {
     }
   }
 
-  // Unaligned stores: these matrices may be views.
+  // One by one: the matrix may be a view of any alignment.
   __device__ void store(float* to, const float (&values)[kLaneChannels][kLaneStates]) const {
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) {
@@ -160,7 +160,7 @@ struct Sweep {
         own_products[i * kThreads] = pack(product);
         y[i] = over_states(sum);
       }
-      const_cast<float4*>(plane[0])[kY * kGroups * kChannels] = pack(y);
+      plane[0][kY * kGroups * kChannels] = pack(y);
       __syncwarp();
 #pragma unroll
       for (int c = 0; c < kLaneChannels; ++c) plane[c] += kChannels;

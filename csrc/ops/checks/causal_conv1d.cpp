@@ -18,7 +18,8 @@ Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& weight) {
 
 ConvInputs::ConvInputs(const char* op, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
                        const OptionalTensor& rows, const OptionalTensor& offsets,
-                       const OptionalTensor& cu_seqlens, const OptionalTensor& initial_state_, bool silu_)
+                       const OptionalTensor& cu_seqlens, const OptionalTensor& initial_state_, bool silu_,
+                       const char* state_name)
     : io(checked_dtype(op, x_, weight_)),
       acc(io == Dtype::Double ? Dtype::Double : Dtype::Float),
       type(kernel_type(op, x_, io)),
@@ -40,9 +41,9 @@ ConvInputs::ConvInputs(const char* op, const Tensor& x_, const Tensor& weight_, 
     bias = block("bias", *bias_, acc);
   }
   if (initial_state_) {
-    require_shape(op, "initial_state", *initial_state_, {order.order().sequences, width - 1, channels},
+    require_shape(op, state_name, *initial_state_, {order.order().sequences, width - 1, channels},
                   "[sequences, width - 1, channels]");
-    initial_state = block("initial_state", *initial_state_, io);
+    initial_state = block(state_name, *initial_state_, io);
   }
 }
 

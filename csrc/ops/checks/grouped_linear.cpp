@@ -68,6 +68,9 @@ std::vector<int64_t> host_values(const char* op, const char* name, const Optiona
   if (!tensor || !tensor->is_cpu()) return {};
   require(tensor->numel() == modalities + 1, op, name, " must have num_modalities + 1 = ", modalities + 1,
           " elements, got ", shape_of(*tensor));
+  const Dtype dtype = tensor->scalar_type();
+  require(dtype == Dtype::Int || dtype == Dtype::Long, op, name, " must be int32 or int64, got ",
+          name_of(dtype));
   const Tensor wide = torch::stable::contiguous(to_dtype(*tensor, Dtype::Long));
   const int64_t* data = wide.const_data_ptr<int64_t>();
   std::vector<int64_t> values(data, data + modalities + 1);
@@ -102,6 +105,7 @@ GroupedInputs::GroupedInputs(const char* op, const Tensor& x_, const Tensors& we
     weight.push_back(to_dtype(weight_[m], dtype));
     if (bias_.empty()) continue;
     const std::string bias_name = "bias[" + std::to_string(m) + "]";
+    require_floating(op, bias_name.c_str(), bias_[m]);
     require_shape(op, bias_name.c_str(), bias_[m], {out_features}, "[out_features]");
     require_device(op, bias_name.c_str(), bias_[m], "x", x_);
     bias.push_back(to_dtype(bias_[m], dtype));

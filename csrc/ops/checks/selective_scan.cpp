@@ -28,7 +28,8 @@ ScanInputs::ScanInputs(const char* op, const Tensor& u_, const Tensor& dt_, cons
                        const Tensor& B_, const Tensor& C_, const OptionalTensor& D_, const OptionalTensor& z_,
                        const OptionalTensor& dt_bias_, const OptionalTensor& rows,
                        const OptionalTensor& offsets, const OptionalTensor& cu_seqlens,
-                       const OptionalTensor& initial_state_, bool softplus_, bool reverse_)
+                       const OptionalTensor& initial_state_, bool softplus_, bool reverse_,
+                       const char* state_name)
     : io(promoted(op, u_, dt_, B_, C_, z_)),
       acc(io == Dtype::Double ? Dtype::Double : Dtype::Float),
       type(kernel_type(op, u_, io)),
@@ -75,9 +76,9 @@ ScanInputs::ScanInputs(const char* op, const Tensor& u_, const Tensor& dt_, cons
     dt_bias = parameter("dt_bias", *dt_bias_);
   }
   if (initial_state_) {
-    require_shape(op, "initial_state", *initial_state_, {order.order().sequences, channels, states},
+    require_shape(op, state_name, *initial_state_, {order.order().sequences, channels, states},
                   "[sequences, channels, states]");
-    initial_state = parameter("initial_state", *initial_state_);
+    initial_state = parameter(state_name, *initial_state_);
   }
 }
 
