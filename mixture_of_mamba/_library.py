@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -36,6 +37,10 @@ _cuda_problem: str | None = None
 def cuda_problem() -> str | None:
     """Why the operators do not run on CUDA tensors, with the remedy; None when they do."""
     return _cuda_problem
+
+
+def doctor_was_called() -> bool:
+    return sys.orig_argv[1:3] == ["-m", "mixture_of_mamba.doctor"]
 
 
 def torch_version() -> tuple[int, int]:

@@ -16,22 +16,19 @@
 //
 // Grid     channel blocks (fastest) x units (scan_units.h). A block walks its unit tile by tile.
 // Block    4 recurrence warps and 4 element-wise warps; tiles of kTile tokens in two buffers.
-//          recurrence lane: kChannelsPerLane channels, 4 states of each; kGroup = states / 4 lanes share a
-//          channel.
-//            It reads (delta2, delta2 u) of its channels and B, C of its states, and stores its part of y.
-//          element-wise thread: token threadIdx / 8 of the tile, an eighth of the block's channels (16 bytes
-//          at 64
-//            channels of 16 bits: eight lanes make a full line of a row). It adds the parts of y.
-// Shared   per buffer: (delta2, delta2 u) pairs, parts of y, B and C in fp32; xor-swizzled or padded so that
-// every
-//          access takes the fewest wavefronts.
-// Barriers one __syncthreads a tile: recurrence on tile i runs beside the input of tile i + 1 and the output
-// of
-//          tile i - 1. All threads reach it; tokens past the end and padding have delta2 = 0: the state
-//          passes.
-// Cost     per (token, channel) at 16 states: 19 special functions = 1.19 clk on an SM (the bound), 127-143
-// issue
-//          slots = 1.0-1.1 clk, 8 bytes of activations in 16 bits = 0.5 clk of HBM.
+//          Recurrence lane: kChannelsPerLane channels, 4 states of each; kGroup = states / 4 lanes share
+//          a channel. It reads (delta2, delta2 u) of its channels and B, C of its states, and stores its
+//          part of y.
+//          Element-wise thread: token threadIdx / 8 of the tile, an eighth of the block's channels (16
+//          bytes at 64 channels of 16 bits: eight lanes make a full line of a row). It adds the parts
+//          of y.
+// Shared   per buffer: (delta2, delta2 u) pairs, parts of y, B and C in fp32; xor-swizzled or padded so
+//          that every access takes the fewest wavefronts.
+// Barriers one __syncthreads a tile: recurrence on tile i runs beside the input of tile i + 1 and the
+//          output of tile i - 1. All threads reach it; tokens past the end and padding have delta2 = 0:
+//          the state passes.
+// Cost     per (token, channel) at 16 states: 19 special functions = 1.19 clk on an SM (the bound),
+//          127-143 issue slots = 1.0-1.1 clk, 8 bytes of activations in 16 bits = 0.5 clk of HBM.
 // No tensor cores: any use of them lowers the clock of the SM by 9 %.
 //
 // docs/kernels/selective_scan.md has the measurements and what was tried and lost.
