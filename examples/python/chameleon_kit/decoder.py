@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import mixture_of_mamba as mom
-from chameleon_kit.stream import IMAGE, NUM_MODALITIES, PADDING_LABEL, TEXT, Batch, Vocabulary
+from chameleon_kit.stream import NUM_MODALITIES, PADDING_LABEL, Batch, Vocabulary
 
-__all__ = ["Decoder", "modality_losses"]
+__all__ = ["Decoder", "ModalityLosses", "modality_losses"]
 
 INIT_STD = 0.02
 
@@ -67,30 +69,29 @@ class Decoder(nn.Module):
             new_states.append(state)
         return functional.linear(self.final_norm(x), self.embedding.weight), new_states
 
-    def parameters_per_token(self) -> tuple[int, int]:
-        """(parameters a token passes through, all parameters); FLOPs follow the first."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        idle = 0
-        for module in self.modules():
-            if isinstance(module, mom.ModalityLinear):
-                one, *others = (sum(p.numel() for p in child.parameters()) for child in module)
-                idle += sum(others)
-        return total - idle, total
 
+@dataclass(frozen=True)
+class ModalityLosses:
+    """Sums over the labels of a batch, float32 ``[text, image]``, by the modality of the label.
 
-def modality_losses(logits: Tensor, batch: Batch, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in float32, in nats.
-
-    Returns:
-        (sum per modality of the label ``[modalities]``, number of labels per modality ``[modalities]``).
+    Attributes:
+        cross_entropy: in nats.
+        z: squared logarithm of the softmax's denominator; a little of it in the loss keeps logits from drifting.
+        count: labels.
     """
+
+    cross_entropy: Tensor
+    z: Tensor
+    count: Tensor
+
+
+def modality_losses(logits: Tensor, batch: Batch, vocabulary: Vocabulary) -> ModalityLosses:
+    """Losses of sorted logits ``[batch, length, vocabulary]``, in float32 whatever their dtype."""
     labels = batch.labels.flatten()
-    losses = functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels, ignore_index=PADDING_LABEL, reduction="none"
-    )
+    logits = logits.flatten(0, 1).float()
+    cross_entropy = functional.cross_entropy(logits, labels, ignore_index=PADDING_LABEL, reduction="none")
     is_image = labels >= vocabulary.first_code
-    is_text = (labels >= 0) & ~is_image
-    masks = {TEXT: is_text, IMAGE: is_image}
-    sums = torch.stack([(losses * masks[m]).sum() for m in range(NUM_MODALITIES)])
-    counts = torch.stack([masks[m].sum() for m in range(NUM_MODALITIES)])
-    return sums, counts
+    is_text = (labels != PADDING_LABEL) & ~is_image
+    masks = torch.stack((is_text, is_image)).float()
+    squared_log_z = logits.logsumexp(-1).square()
+    return ModalityLosses((masks * cross_entropy).sum(1), (masks * squared_log_z).sum(1), masks.sum(1))

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from emoji_scenes import Scene, SceneSource, render
+from emoji_scenes import Scene, render
 from torch import Tensor
+from training_kit.transfer import to_device
 
 import mixture_of_mamba as mom
 from chameleon_kit.patches import PatchTokeniser
 
-__all__ = ["BOI", "BOS", "EOI", "EOS", "IMAGE", "NUM_MODALITIES", "TEXT", "Batch", "Vocabulary", "encode_scenes"]
+__all__ = ["BOI", "BOS", "EOI", "EOS", "IMAGE", "NUM_MODALITIES", "TEXT", "Batch", "Vocabulary", "encode_batch"]
 
 TEXT, IMAGE = 0, 1
 NUM_MODALITIES = 2
@@ -86,29 +87,22 @@ class Batch:
     num_tokens: int
 
 
-def encode_scenes(
-    source: SceneSource,
-    step: int,
-    size: int,
-    vocabulary: Vocabulary,
-    tokeniser: PatchTokeniser,
-    sprites: Tensor,
+def encode_batch(
+    scenes: list[Scene], vocabulary: Vocabulary, tokeniser: PatchTokeniser, sprites: Tensor, first_order: int = 0
 ) -> Batch:
-    """The batch of one step; every other sample has the image first."""
-    scenes = source.batch(step, size)
+    """Scenes as samples of text and image, on the device of ``sprites``.
+
+    Every other sample has its image first: those whose index plus ``first_order`` is odd.
+    """
+    device = sprites.device
     codes = tokeniser.encode(render(scenes, sprites)) + vocabulary.first_code
-    return encode_batch(scenes, codes, vocabulary)
-
-
-def encode_batch(scenes: list[Scene], codes: Tensor, vocabulary: Vocabulary) -> Batch:
-    """``codes [len(scenes), patches]`` are token ids, on the device the batch shall be on."""
-    device = codes.device
     tokens = np.full((len(scenes), vocabulary.sample_length), PAD)
     image_begin = np.empty(len(scenes), dtype=np.int64)
     for index, scene in enumerate(scenes):
         caption = vocabulary.encode_text(scene.caption)
         image = [BOI, *[PAD] * vocabulary.patches, EOI]
-        sample = [BOS, *image, *caption, EOS] if index % 2 else [BOS, *caption, *image, EOS]
+        image_first = (index + first_order) % 2 == 1
+        sample = [BOS, *image, *caption, EOS] if image_first else [BOS, *caption, *image, EOS]
         tokens[index, : len(sample)] = sample
         image_begin[index] = sample.index(BOI) + 1
 
@@ -118,10 +112,8 @@ def encode_batch(scenes: list[Scene], codes: Tensor, vocabulary: Vocabulary) -> 
     modality = np.where(inside, IMAGE, np.where(tokens == PAD, -1, TEXT))[:, :-1]
     next_slots = np.where(inside, slots + 1, 0)[:, 1:]
 
-    image_begin_on_device = torch.from_numpy(image_begin).to(device)
-    stream = torch.from_numpy(tokens).to(device)
-    at = image_begin_on_device[:, None] + torch.arange(vocabulary.patches, device=device)
-    stream = stream.scatter(1, at, codes)
+    at = to_device(image_begin[:, None] + np.arange(vocabulary.patches), device)
+    stream = to_device(tokens, device).scatter(1, at, codes)
     labels = stream[:, 1:]
     labels = labels.masked_fill(labels == PAD, PADDING_LABEL)
 
@@ -129,7 +121,7 @@ def encode_batch(scenes: list[Scene], codes: Tensor, vocabulary: Vocabulary) -> 
     return Batch(
         routing=routing,
         tokens=routing.sort(stream[:, :-1].contiguous()),
-        slots=routing.sort(torch.from_numpy(next_slots).to(device)),
+        slots=routing.sort(to_device(np.ascontiguousarray(next_slots), device)),
         labels=routing.sort(labels.contiguous()),
         num_tokens=int((modality >= 0).sum()),
     )

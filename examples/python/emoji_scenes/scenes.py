@@ -13,10 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from training_kit.transfer import to_device
 
 from emoji_scenes.pack import MAX_WORDS, SpritePack
 
-__all__ = ["BACKGROUNDS", "IMAGE_SIZE", "Scene", "SceneSource", "longest_caption", "render", "sprite_tensor", "template_words"]
+__all__ = [
+    "BACKGROUNDS",
+    "IMAGE_SIZE",
+    "Scene",
+    "SceneSource",
+    "longest_caption",
+    "render",
+    "sprite_tensor",
+    "template_words",
+]
 
 IMAGE_SIZE = 32
 SUPERSAMPLING = 2
@@ -46,10 +56,10 @@ MAX_TURN = np.deg2rad(8.0)
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two sprites; ``concepts`` index the pack, ``poses`` hold (x, y, size, turn) of each."""
+    """One or two sprites: ``concepts`` index the pack; ``poses [concepts, 4]`` are x, y, size and turn of each."""
 
     concepts: tuple[int, ...]
-    poses: tuple[tuple[float, float, float, float], ...]
+    poses: np.ndarray
     background: int
     caption: str
 
@@ -64,40 +74,34 @@ class SceneSource:
     """
 
     def __init__(self, pack: SpritePack, concepts: list[int], seed: int, stream: int) -> None:
-        self.pack = pack
+        self.names = pack.names
         self.concepts = concepts
         self.seed = seed
         self.stream = stream
 
     def batch(self, step: int, size: int) -> list[Scene]:
         random = np.random.default_rng([self.seed, self.stream, step])
-        return [self._scene(random) for _ in range(size)]
+        count = len(self.concepts)
+        backgrounds = random.integers(len(COLOUR_NAMES), size=size)
+        paired = (random.random(size) >= SINGLE_SHARE) & (count > 1)
+        first = random.integers(count, size=size)
+        second = (first + random.integers(1, max(count, 2), size=size)) % count  # never the first one again
+        places = random.integers(len(PLACE_NAMES), size=size)
 
-    def _scene(self, random: np.random.Generator) -> Scene:
-        background = int(random.integers(len(COLOUR_NAMES)))
-        count = 1 if random.random() < SINGLE_SHARE or len(self.concepts) < 2 else 2
-        concepts = tuple(int(c) for c in random.choice(self.concepts, size=count, replace=False))
-        names = [self.pack.names[concept] for concept in concepts]
-        if count == 1:
-            centres = [(0.0, 0.0)]
-            sizes = SINGLE_SIZE
-            words = names[0]
-        else:
-            place = PLACE_NAMES[int(random.integers(len(PLACE_NAMES)))]
-            x, y = PLACES[place]
-            centres = [(x, y), (-x, -y)]
-            sizes = PAIR_SIZE
-            words = f"{names[0]} {place} {names[1]}"
-        poses = tuple(
-            (
-                x + random.uniform(-JITTER, JITTER),
-                y + random.uniform(-JITTER, JITTER),
-                random.uniform(*sizes),
-                random.uniform(-MAX_TURN, MAX_TURN),
-            )
-            for x, y in centres
-        )
-        return Scene(concepts, poses, background, f"{words} on {COLOUR_NAMES[background]}")
+        centres = np.array(list(PLACES.values()))[places, None, :] * np.array([[1.0], [-1.0]]) * paired[:, None, None]
+        jitter = random.uniform(-JITTER, JITTER, size=(size, 2, 2))
+        low, high = np.where(paired[:, None], PAIR_SIZE, SINGLE_SIZE).T[:, :, None]
+        sizes = low + (high - low) * random.random((size, 2))
+        turns = random.uniform(-MAX_TURN, MAX_TURN, size=(size, 2))
+        poses = np.concatenate((centres + jitter, sizes[..., None], turns[..., None]), axis=2).astype(np.float32)
+        rows = zip(first.tolist(), second.tolist(), places.tolist(), backgrounds.tolist(), paired.tolist(), strict=True)
+        return [self._scene(*row, poses[index]) for index, row in enumerate(rows)]
+
+    def _scene(self, first: int, second: int, place: int, background: int, paired: bool, poses: np.ndarray) -> Scene:
+        concepts = [self.concepts[index] for index in ((first, second) if paired else (first,))]
+        words = f" {PLACE_NAMES[place]} ".join(self.names[concept] for concept in concepts)
+        caption = f"{words} on {COLOUR_NAMES[background]}"
+        return Scene(tuple(concepts), poses[: len(concepts)], background, caption)
 
 
 def render(scenes: list[Scene], sprites: Tensor) -> Tensor:
@@ -112,30 +116,28 @@ def render(scenes: list[Scene], sprites: Tensor) -> Tensor:
     """
     device = sprites.device
     side = IMAGE_SIZE * SUPERSAMPLING
-    palette = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32, device=device) / 255
-    backgrounds = torch.tensor([scene.background for scene in scenes], device=device)
-    canvas = palette[backgrounds][:, :, None, None].expand(-1, -1, side, side)
-
-    owners = [index for index, scene in enumerate(scenes) for _ in scene.concepts]
-    concepts = torch.tensor([concept for scene in scenes for concept in scene.concepts], device=device)
-    poses = torch.tensor([pose for scene in scenes for pose in scene.poses], dtype=torch.float32)
-    x, y, size, turn = poses.unbind(1)
-    cosine, sine = turn.cos() / size, turn.sin() / size
-    # affine_grid maps places of the canvas to places of the sprite: the inverse of shift, turn and scale.
-    rows = [cosine, sine, -(cosine * x + sine * y), -sine, cosine, sine * x - cosine * y]
-    maps = torch.stack(rows, 1).reshape(-1, 2, 3).to(device)
-    grid = functional.affine_grid(maps, [len(owners), 4, side, side], align_corners=False)
-    drawn = functional.grid_sample(sprites[concepts], grid, align_corners=False)
-
-    canvas = canvas.clone()
-    first = torch.tensor([i for i, owner in enumerate(owners) if i == 0 or owners[i - 1] != owner], device=device)
-    second = torch.tensor([i for i, owner in enumerate(owners) if i > 0 and owners[i - 1] == owner], device=device)
-    for layer in (first, second):
-        if layer.numel():
-            at = torch.tensor(owners, device=device)[layer]
-            colour, opacity = drawn[layer, :3], drawn[layer, 3:]
-            canvas[at] = canvas[at] * (1 - opacity) + colour
+    palette = np.array(list(BACKGROUNDS.values()), dtype=np.float32) / 255
+    backgrounds = to_device(palette[[scene.background for scene in scenes]], device)
+    canvas = backgrounds[:, :, None, None].expand(-1, -1, side, side).contiguous()
+    for layer in range(2):
+        members = np.array([index for index, scene in enumerate(scenes) if layer < len(scene.concepts)], dtype=np.int64)
+        if not len(members):
+            continue
+        concepts = to_device(np.array([scenes[index].concepts[layer] for index in members]), device)
+        maps = to_device(_inverse_maps(np.stack([scenes[index].poses[layer] for index in members])), device)
+        grid = functional.affine_grid(maps, [len(members), 4, side, side], align_corners=False)
+        drawn = functional.grid_sample(sprites[concepts], grid, align_corners=False)
+        at = to_device(members, device)
+        canvas[at] = canvas[at] * (1 - drawn[:, 3:]) + drawn[:, :3]
     return functional.avg_pool2d(canvas, SUPERSAMPLING)
+
+
+def _inverse_maps(poses: np.ndarray) -> np.ndarray:
+    """``[sprites, 4]`` -> ``[sprites, 2, 3]``, from places on the canvas to places on the sprite."""
+    x, y, size, turn = poses.T
+    cosine, sine = np.cos(turn) / size, np.sin(turn) / size
+    rows = [cosine, sine, -(cosine * x + sine * y), -sine, cosine, sine * x - cosine * y]
+    return np.stack(rows, 1).reshape(-1, 2, 3).astype(np.float32)
 
 
 def sprite_tensor(pack: SpritePack, device: torch.device) -> Tensor:

@@ -4,34 +4,44 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
 
-__all__ = ["OneLineParser", "add_training_arguments", "check_training_arguments", "fail", "positive_float", "positive_int"]
+from training_kit.failure import fail
+
+__all__ = [
+    "OneLineParser",
+    "add_training_arguments",
+    "chosen_device",
+    "natural_float",
+    "natural_int",
+    "positive_float",
+    "positive_int",
+]
 
 Number = TypeVar("Number", int, float)
 
 
-def fail(message: str) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 class OneLineParser(argparse.ArgumentParser):
+    """Shows its description as written, takes no abbreviations, and says what is wrong in one line."""
+
+    def __init__(self, description: str) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (--help lists the arguments)")
 
 
 def positive_int(text: str) -> int:
-    return _number(int, text, lambda value: value > 0, "a positive integer")
+    return _number(int, text, lambda value: 0 < value < 2**31, "a positive integer")
 
 
 def natural_int(text: str) -> int:
-    return _number(int, text, lambda value: value >= 0, "an integer, 0 or more")
+    return _number(int, text, lambda value: 0 <= value < 2**63, "an integer from 0 to 2**63 - 1")
 
 
 def positive_float(text: str) -> float:
@@ -42,9 +52,7 @@ def natural_float(text: str) -> float:
     return _number(float, text, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
 
 
-def _number(
-    kind: Callable[[str], Number], text: str, accept: Callable[[Number], bool], wanted: str
-) -> Number:
+def _number(kind: Callable[[str], Number], text: str, accept: Callable[[Number], bool], wanted: str) -> Number:
     try:
         value = kind(text)
     except ValueError:
@@ -54,8 +62,8 @@ def _number(
     return value
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
-    """What a preset (``--size``) decides is None here; ``out`` describes the default folder."""
+def add_training_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
+    """What a preset (``--size``) decides is None here; ``output`` describes the default folder."""
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=positive_int, help="optimiser steps (by size)")
     training.add_argument("--batch", type=positive_int, help="samples a step (by size)")
@@ -67,14 +75,14 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, out: str) -> None
     training.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     training.add_argument("--compile", action="store_true", help="torch.compile the model")
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, help=f"folder of this run ({out})")
-    run.add_argument("--fresh", action="store_true", help="start over, even if --out holds a run")
+    run.add_argument("--output", type=Path, help=f"folder of this run ({output})")
+    run.add_argument("--fresh", action="store_true", help="start over, even if --output holds a run")
     run.add_argument("--save-every", type=positive_int, default=100, help="steps between checkpoints (100)")
     run.add_argument("--eval-every", type=positive_int, default=200, help="steps between validations (200)")
     run.add_argument("--eval-samples", type=positive_int, default=256, help="held-out samples (256)")
 
 
-def check_training_arguments(args: argparse.Namespace) -> torch.device:
+def chosen_device(args: argparse.Namespace) -> torch.device:
     """The device of the run, or one line that says what is wrong with the arguments."""
     try:
         device = torch.device(args.device)

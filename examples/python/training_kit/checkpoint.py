@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that survive ``kill -9`` at any moment, and the metrics file that goes with them.
+"""Checkpoints that survive ``kill -9`` at any moment, and the files of numbers that go with them.
 
 A checkpoint replaces the one before it in one atomic rename, so there is always a whole one. It holds the length of
-the metrics file at its step; on resume the file is cut back to that, and steps done twice appear once.
+each file of numbers at its step; on resume the files are cut back to that, and steps done twice appear once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["CheckpointError", "Metrics", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "JsonLines", "load_checkpoint", "read_json_lines", "remove_checkpoint", "save_checkpoint"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
-METRICS_NAME = "metrics.jsonl"
 
 
 class CheckpointError(Exception):
@@ -31,53 +30,59 @@ def save_checkpoint(folder: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, folder / CHECKPOINT_NAME)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync_folder(folder)
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint in ``folder``, or None. Only tensors and plain values are unpickled."""
+def remove_checkpoint(folder: Path) -> None:
+    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    _sync_folder(folder)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint in ``folder``, its tensors on the CPU; or None. Only tensors and plain values are unpickled."""
     path = folder / CHECKPOINT_NAME
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); start over with --fresh") from error
 
 
-class Metrics:
-    """One JSON object a line. ``position`` is the length in bytes of what is safely written."""
+class JsonLines:
+    """A file of one JSON object a line, cut to its first ``position`` bytes when it is opened."""
 
-    def __init__(self, folder: Path, position: int = 0) -> None:
-        self.path = folder / METRICS_NAME
-        length = self.path.stat().st_size if self.path.exists() else 0
+    def __init__(self, path: Path, position: int) -> None:
+        length = path.stat().st_size if path.exists() else 0
         if length < position:
             raise CheckpointError(
-                f"{self.path} is shorter ({length} bytes) than its checkpoint says ({position}); start over with --fresh"
+                f"{path} has {length} bytes and its checkpoint was made with {position}; start over with --fresh"
             )
-        self._file = open(self.path, "ab")  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._file.truncate(position)
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record).encode() + b"\n")
 
     def sync(self) -> int:
-        self._file.flush()
+        """The length of the file, all of it safe on the disk."""
         os.fsync(self._file.fileno())
-        return self.path.stat().st_size
+        return self._file.tell()
 
     def close(self) -> None:
         self._file.close()
 
-    @staticmethod
-    def read(folder: Path) -> list[dict[str, Any]]:
-        """All whole lines written so far; a last line that a kill cut short is left out."""
-        path = folder / METRICS_NAME
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last one that a kill cut short is left out, and so is a file that does not exist."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

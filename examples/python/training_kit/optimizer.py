@@ -23,7 +23,7 @@ def make_adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
         exempt = parameter.ndim < 2 or id(parameter) in embeddings or getattr(parameter, "_no_weight_decay", False)
         (kept if exempt else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 __all__ = ["plot_losses", "plot_pictures"]
 
@@ -60,9 +60,7 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def plot_pictures(
-    path: Path, columns: dict[str, np.ndarray], captions: list[str], note: str, notes: list[str]
-) -> None:
+def plot_pictures(path: Path, columns: dict[str, np.ndarray], captions: list[str], note: str, notes: list[str]) -> None:
     """A row per caption, a column per kind of picture.
 
     Args:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: progress, metrics, validation, checkpoints, Ctrl-C.
 
-A run is a function of its configuration alone: batches come from (seed, step), so a run that was killed and
-resumed writes, bit for bit, the losses of one that was not.
+A run is a function of its configuration alone: what is random in a step comes from (seed, step), never from a
+generator with a memory. So a run that was killed and resumed writes, byte for byte, the metrics of one that was not;
+what depends on the machine's speed goes into a file of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -22,12 +22,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training_kit.checkpoint import CHECKPOINT_NAME, CheckpointError, Metrics, save_checkpoint
+from training_kit.checkpoint import CheckpointError, JsonLines, remove_checkpoint, save_checkpoint
 from training_kit.optimizer import learning_rate, make_adamw
 
-__all__ = ["StepResult", "StopSignal", "Task", "make_deterministic", "resume_command", "train"]
+__all__ = ["METRICS_NAME", "TIMING_NAME", "StepResult", "Task", "make_deterministic", "resume_command", "train"]
 
+METRICS_NAME = "metrics.jsonl"
+TIMING_NAME = "timing.jsonl"
 FLUSH_EVERY = 10  # steps; reading losses back waits for the device
+LOG_SECONDS = 15  # between the bar's lines where nobody sees it move
 
 
 @dataclass(frozen=True)
@@ -73,22 +76,19 @@ class StopSignal:
 def make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and not for free
 
 
 def resume_command() -> str:
-    words = [word for word in sys.argv if word != "--fresh"]
-    return shlex.join([Path(sys.executable).name, *words])
+    return shlex.join(word for word in sys.orig_argv if word != "--fresh")
 
 
-def train(
-    task: Task, args: argparse.Namespace, folder: Path, config: dict[str, Any], checkpoint: dict[str, Any] | None
-) -> bool:
+def train(task: Task, args: argparse.Namespace, config: dict[str, Any], checkpoint: dict[str, Any] | None) -> bool:
     """Train from ``checkpoint`` (or from the start) to ``args.steps``.
 
     Args:
         task: model and data.
-        args: of :func:`add_training_arguments`.
-        folder: of the run; holds checkpoint and metrics.
+        args: of :func:`training_kit.arguments.add_training_arguments`; ``output`` is the folder of the run.
         config: what a run and its continuation must agree on.
         checkpoint: of this folder, or None.
 
@@ -99,17 +99,10 @@ def train(
         CheckpointError: the checkpoint is of another configuration.
         FloatingPointError: the loss is no longer finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    optimizer = make_adamw(task.model, args.weight_decay)
-    run = _Run(task, optimizer, args, folder, config)
-    if checkpoint is None:
-        (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
-        run.metrics = Metrics(folder)
-    else:
-        run.restore(checkpoint)
+    args.output.mkdir(parents=True, exist_ok=True)
+    run = _Run(task, args, config, checkpoint)
     with StopSignal() as stop:
         run.go(stop)
-    run.metrics.close()
     return run.step == args.steps
 
 
@@ -120,42 +113,49 @@ class _Pending:
     step: int
     learning_rate: float
     gradient_norm: Tensor
-    loss: Tensor
-    losses: dict[str, Tensor]
-    num_tokens: int
+    result: StepResult
 
 
 class _Run:
-    metrics: Metrics
-
     def __init__(
-        self, task: Task, optimizer: torch.optim.Optimizer, args: argparse.Namespace, folder: Path, config: dict
+        self, task: Task, args: argparse.Namespace, config: dict[str, Any], checkpoint: dict[str, Any] | None
     ) -> None:
         self.task = task
-        self.optimizer = optimizer
         self.args = args
-        self.folder = folder
         self.config = config
+        self.optimizer = make_adamw(task.model, args.weight_decay)
         self.step = 0
+        self.saved_step = 0
         self.seconds = 0.0
         self.rate = 0.0
         self.pending: list[_Pending] = []
         self.pending_since = time.perf_counter()
+        positions = {METRICS_NAME: 0, TIMING_NAME: 0}
+        if checkpoint is None:
+            remove_checkpoint(args.output)
+        else:
+            self._restore(checkpoint)
+            positions = checkpoint["positions"]
+        self.files = {name: JsonLines(args.output / name, position) for name, position in positions.items()}
 
     def go(self, stop: StopSignal) -> None:
         args = self.args
         self.pending_since = time.perf_counter()
-        with tqdm(total=args.steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        interval = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+        with tqdm(total=args.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
             while self.step < args.steps and not stop.requested:
                 self._one_step()
-                bar.update()
-                last = self.step == args.steps or stop.requested
-                if last or self.step % FLUSH_EVERY == 0:
+                if self.step == args.steps or self.step % FLUSH_EVERY == 0:
                     bar.set_postfix_str(self._flush(), refresh=False)
+                bar.update()
                 if self.step == args.steps or self.step % args.eval_every == 0:
                     bar.write(self._evaluate())
-                if last or self.step % args.save_every == 0:
+                if self.step % args.save_every == 0:
                     self._save()
+        if self.saved_step != self.step:
+            self._save()
+        for file in self.files.values():
+            file.close()
 
     def _one_step(self) -> None:
         rate = learning_rate(self.step, self.args.steps, self.args.lr)
@@ -167,30 +167,29 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.pending.append(_Pending(self.step, rate, norm, result.loss.detach(), result.losses, result.num_tokens))
+        result = StepResult(result.loss.detach(), result.losses, result.num_tokens)
+        self.pending.append(_Pending(self.step, rate, norm, result))
 
     def _flush(self) -> str:
         """Write the steps since the last flush; what the progress bar shall say of them."""
         if not self.pending:
             return ""
-        sums = dict.fromkeys(self.pending[0].losses, 0.0)
+        means = dict.fromkeys(self.pending[0].result.losses, 0.0)
         for one in self.pending:
-            losses = {name: loss.item() for name, loss in one.losses.items()}
-            loss = one.loss.item()
+            losses = {name: loss.item() for name, loss in one.result.losses.items()}
+            loss = one.result.loss.item()
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {one.step}; a smaller --lr may help")
             optimisation = {"lr": one.learning_rate, "grad_norm": one.gradient_norm.item()}
-            self.metrics.write({"step": one.step, "kind": "train", "loss": loss, **losses, **optimisation})
-            for name in sums:
-                sums[name] += losses[name]
+            self.files[METRICS_NAME].write({"step": one.step, "kind": "train", "loss": loss, **losses, **optimisation})
+            for name in means:
+                means[name] += losses[name] / len(self.pending)
         elapsed = time.perf_counter() - self.pending_since
-        tokens = sum(one.num_tokens for one in self.pending)
-        parts = [f"{name} {total / len(self.pending):.3f}" for name, total in sums.items()]
         self.seconds += elapsed
-        self.rate = tokens / elapsed
+        self.rate = sum(one.result.num_tokens for one in self.pending) / elapsed
         self.pending = []
         self.pending_since = time.perf_counter()
-        return " ".join([*parts, f"{self.rate:,.0f} tokens/s"])
+        return " ".join([*(f"{name} {mean:.3f}" for name, mean in means.items()), f"{self.rate:,.0f} tokens/s"])
 
     def _evaluate(self) -> str:
         self._flush()
@@ -198,8 +197,10 @@ class _Run:
         with torch.no_grad():
             losses = self.task.evaluate()
         self.task.model.train()
-        timing = {"seconds": round(self.seconds, 3), "tokens_per_second": round(self.rate)}
-        self.metrics.write({"step": self.step, "kind": "validation", **losses, **timing})
+        self.files[METRICS_NAME].write({"step": self.step, "kind": "validation", **losses})
+        self.files[TIMING_NAME].write(
+            {"step": self.step, "training_seconds": round(self.seconds, 3), "tokens_per_second": round(self.rate)}
+        )
         self.pending_since = time.perf_counter()
         text = ", ".join(f"{name.replace('_', ' ')} {loss:.3f}" for name, loss in losses.items())
         return f"step {self.step:>6} of {self.args.steps}: held-out {text}; {self.rate:,.0f} tokens/s"
@@ -210,26 +211,26 @@ class _Run:
             "config": self.config,
             "step": self.step,
             "seconds": self.seconds,
+            "threads": torch.get_num_threads(),
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
             "constants": self.task.constants,
-            "metrics_position": self.metrics.sync(),
+            "positions": {name: file.sync() for name, file in self.files.items()},
         }
-        save_checkpoint(self.folder, content)
+        save_checkpoint(self.args.output, content)
+        self.saved_step = self.step
         self.pending_since = time.perf_counter()
 
-    def restore(self, checkpoint: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["config"]
         for name in sorted(self.config.keys() | saved.keys()):
             if self.config.get(name) != saved.get(name):
                 raise CheckpointError(
-                    f"{self.folder} holds a run with {name} {saved.get(name)}, not {self.config.get(name)}; "
-                    "choose another --out, or --fresh to start over"
+                    f"{self.args.output} holds a run with {name} {saved.get(name)}, not {self.config.get(name)}; "
+                    "choose another --output, or --fresh to start over"
                 )
+        torch.set_num_threads(checkpoint["threads"])  # sums are split by thread, and their last bits show it
         self.task.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["random"].cpu())
-        self.step = checkpoint["step"]
+        self.step = self.saved_step = checkpoint["step"]
         self.seconds = checkpoint["seconds"]
-        self.metrics = Metrics(self.folder, checkpoint["metrics_position"])
