@@ -49,6 +49,10 @@ class ModalityLinear(nn.ModuleList):
         self.out_features = out_features
         self.num_modalities = num_modalities
 
+    def __getitem__(self, index: int | slice) -> Any:
+        """One modality's module; a slice gives a plain ``ModuleList``."""
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
     @property
     def linears(self) -> list[nn.Linear]:
         """The children, which are ``nn.Linear`` unless somebody replaced them."""

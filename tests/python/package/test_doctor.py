@@ -60,7 +60,11 @@ ILL = {
         False,
         r"The CUDA library does not load: rebuild",
     ),
-    "neighbours that clash": ({"neighbours": ("mamba_ssm",)}, False, r"mamba_ssm installed beside: .*selective_scan_fn"),
+    "neighbours that clash": (
+        {"neighbours": ("mamba_ssm",)},
+        False,
+        r"mamba_ssm installed beside: .*selective_scan_fn",
+    ),
     "neighbouring convolution": ({"neighbours": ("causal_conv1d",)}, False, r"causal_conv1d_fn from mixture_of_mamba"),
     "Windows": ({"system": "Windows", "load_error": "x", "has_cpu_library": False}, True, r"Windows is not supported"),
     "newer GPU": ({"capability": (12, 0)}, False, r'no kernel image.*TORCH_CUDA_ARCH_LIST="12\.0"'),
@@ -118,7 +122,9 @@ def test_the_report_names_everything():
 
 
 def test_the_command_runs_here():
-    done = subprocess.run([sys.executable, "-m", "mixture_of_mamba.doctor"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mixture_of_mamba.doctor"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CPU library       loaded" in done.stdout
 

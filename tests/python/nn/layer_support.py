@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Mixture-of-Mamba layer written out: every token goes through its modality's weights, one sequence at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mixture_of_mamba as mom
+from mixture_of_mamba import reference
+
+
+def random_ids(batch: int, length: int, modalities: int, *, padding: bool = True) -> Tensor:
+    return torch.randint(-1 if padding else 0, modalities, (batch, length))
+
+
+def make_layer(d_model: int = 16, modalities: int = 3, decouple: tuple[str, ...] | None = None, **options: Any) -> Any:
+    """A layer in float64 whose parameters, the shared ones too, are random: nothing cancels by accident."""
+    if decouple is not None:
+        options["decouple"] = decouple
+    layer = mom.MixtureOfMamba(d_model, modalities, **options).double()
+    with torch.no_grad():
+        layer.A_log.add_(torch.rand_like(layer.A_log) * 0.3)
+        layer.D.add_(torch.randn_like(layer.D) * 0.3)
+    return layer
+
+
+def _project(projection: nn.Module, x: Tensor, modality: int) -> Tensor:
+    return projection[modality](x) if isinstance(projection, nn.ModuleList) else projection(x)
+
+
+def reference_layer(layer: Any, x: Tensor, ids: Tensor) -> Tensor:
+    """Per sequence, without its padding tokens: they do not exist for the others."""
+    out = torch.zeros_like(x)
+    for b in range(x.shape[0]):
+        times = [t for t in range(x.shape[1]) if ids[b, t] >= 0]
+        if not times:
+            continue
+        modality = [int(ids[b, t]) for t in times]
+
+        def per_token(projection: nn.Module, rows: Tensor, modality: list[int] = modality) -> Tensor:
+            return torch.stack([_project(projection, row, m) for row, m in zip(rows, modality, strict=True)])
+
+        xz = per_token(layer.in_proj, x[b, times])
+        u, z = xz.chunk(2, dim=-1)
+        weight = layer.conv1d.weight.squeeze(1)
+        u, _ = reference.causal_conv1d(u.unsqueeze(0), weight, layer.conv1d.bias)
+        low, B, C = per_token(layer.x_proj, u[0]).split([layer.dt_rank, layer.d_state, layer.d_state], dim=-1)
+        dt = per_token(layer.dt_proj, low)
+        A = -torch.exp(layer.A_log)
+        y, _ = reference.selective_scan(u, dt.unsqueeze(0), A, B.unsqueeze(0), C.unsqueeze(0), layer.D, z.unsqueeze(0))
+        out[b, times] = per_token(layer.out_proj, y[0])
+    return out

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same bits from every run, whatever the number of threads and the neighbours in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support import assert_bitwise_equal, conv_arguments, linear_arguments, run, scan_arguments
+
+import mixture_of_mamba as mom
+
+RUNS = 3
+CASES = {
+    "scan": (mom.selective_scan, lambda **more: scan_arguments(3, 150, 70, 16, modalities=3, **more)),
+    "scan, packed": (mom.selective_scan, lambda **more: scan_arguments(3, 150, 70, 16, packed=True, **more)),
+    "scan, one long sequence": (mom.selective_scan, lambda **more: scan_arguments(1, 1500, 20, 5, **more)),
+    "conv": (mom.causal_conv1d, lambda **more: conv_arguments(3, 400, 70, 4, modalities=3, **more)),
+    "conv, packed": (mom.causal_conv1d, lambda **more: conv_arguments(3, 400, 70, 9, packed=True, **more)),
+    "linear": (mom.grouped_linear, lambda **more: linear_arguments(3, 300, 48, 56, modalities=3, **more)),
+    "linear, device offsets": (
+        mom.grouped_linear,
+        lambda **more: linear_arguments(3, 300, 48, 56, modalities=3, host=False, **more),
+    ),
+}
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_runs_are_bitwise_equal(device, dtype, case):
+    function, make = case
+    arguments = make(dtype=dtype, device=device)
+    expected = run(function, arguments)
+    for _ in range(RUNS - 1):
+        assert_bitwise_equal(run(function, arguments), expected)
+
+
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith("linear")])
+def test_number_of_threads_changes_nothing(dtype, case):
+    """Our kernels only: how a BLAS library cuts a product is its own affair."""
+    function, make = CASES[case]
+    arguments = make(dtype=dtype)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(run(function, arguments))
+    for other in results[1:]:
+        assert_bitwise_equal(other, results[0])
+
+
+@pytest.mark.parametrize("case", ["scan", "conv"])
+def test_strides_change_nothing(device, case):
+    function, make = CASES[case]
+    dense = make(device=device)
+    wide = {}
+    for name, value in dense.items():
+        if name in ("u", "dt", "z", "x") and value is not None:
+            value = torch.cat((torch.zeros_like(value), value), -1)[..., value.shape[-1] :]
+        wide[name] = value
+    assert_bitwise_equal(run(function, wide), run(function, dense))
+
+
+@pytest.mark.parametrize("case", ["scan", "conv"])
+def test_inputs_are_not_written(device, case):
+    function, make = CASES[case]
+    arguments = make(device=device)
+    before = {name: value.clone() for name, value in arguments.items() if torch.is_tensor(value)}
+    run(function, arguments)
+    assert_bitwise_equal({name: arguments[name] for name in before}, before)
+
+
+def test_routing_and_permutation(device):
+    ids = torch.randint(-1, 5, (7, 4321), device=device)
+    first, second = (mom.modality_routing(ids, 5) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", [name for name in CASES if name != "linear"])
+def test_streams_do_not_disturb_each_other(case):
+    """Two calls at once on two streams give what one call alone gives."""
+    function, make = CASES[case]
+    arguments = make(device="cuda")
+    expected = run(function, arguments, backward=False)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    results = []
+    for stream in streams * 4:
+        with torch.cuda.stream(stream):
+            results.append(run(function, arguments, backward=False))
+    torch.cuda.synchronize()
+    for result in results:
+        assert_bitwise_equal(result, expected)
