@@ -170,6 +170,11 @@ std::vector<Case> table() {
   vary("many channels", [](Case& c) { c.channels = 384, c.lengths = {40, 40, 40}; });
   vary("many modalities", [](Case& c) { c.modalities = c.bias_modalities = 13; });
   vary("many sequences", [](Case& c) { c.lengths = std::vector<int>(300, 9), c.channels = 64; });
+  for (int length : {5, 20, 40}) {
+    vary("a block a multiprocessor", [&](Case& c) {
+      c.channels = 128, c.lengths = std::vector<int>(120, length), c.padding = c.reverse = length == 40;
+    });
+  }
   for (int states : {0, 1, 3, 17, 64, 300}) {
     vary("states", [&](Case& c) { c.states = states, c.channels = states > 64 ? 9 : 70, c.padding = true; });
   }

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "kernels/causal_conv1d.h"
+#include "tokens.h"
+
+namespace mixture_of_mamba::testing {
+
+struct ConvBackend {
+  std::function<void(const CausalConv1dForwardParams&)> forward;
+  std::function<void(const CausalConv1dBackwardParams&)> backward;
+};
+
+// One random call of the convolution, forward and backward.
+struct ConvProblem {
+  ScalarType type = ScalarType::kFloat32;
+  Tokens tokens;
+  int64_t channels = 1, width = 4;
+  bool silu = false, bias = false, initial = false, final = false, grad_final = false;
+  bool in_place = false;  // final_state is initial_state
+  bool want_grad_x = true, want_grad_bias = true, want_grad_initial = true;
+  int gap = 0, offset = 0;
+  Reals x, weight, bias_values, initial_values, grad_y, grad_final_values;
+
+  static ConvProblem random(Random& random, bool with_float64, int longest);
+
+  int64_t state_rows() const { return tokens.sequences() * (width - 1); }
+  std::string describe() const;
+  // By scalar loops.
+  Outputs reference() const;
+  Outputs run(Arena& arena, const ConvBackend& backend) const;
+};
+
+}  // namespace mixture_of_mamba::testing

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "kernels/selective_scan.h"
+#include "tokens.h"
+
+namespace mixture_of_mamba::testing {
+
+struct ScanBackend {
+  std::function<void(const SelectiveScanForwardParams&)> forward;
+  std::function<void(const SelectiveScanBackwardParams&)> backward;
+};
+
+// One random call of the scan: forward, then backward from the checkpoints that it left.
+struct ScanProblem {
+  ScalarType type = ScalarType::kFloat32;
+  Tokens tokens;
+  int64_t channels = 1, states = 16;
+  int bias_modalities = 0;  // 0: no dt_bias
+  bool softplus = false, reverse = false, skip = false, gate = false;
+  bool initial = false, final = false, grad_final = false;
+  bool in_place = false;       // final_state is initial_state, which only forward may do
+  unsigned absent_outputs = 0;  // bit i: gradient i of u, dt, B, C, A, initial_state is not wanted
+  int gap = 0, offset = 0;
+  Reals u, dt, A, B, C, D, z, dt_bias, initial_values, grad_out, grad_final_values;
+
+  static ScanProblem random(Random& random, bool with_float64, int longest);
+
+  int64_t state_size() const { return tokens.sequences() * channels * states; }
+  std::string describe() const;
+  // By scalar loops.
+  Outputs reference() const;
+  Outputs run(Arena& arena, const ScanBackend& backend) const;
+
+ private:
+  struct Gradients;
+  void reference_channel(int64_t sequence, int64_t channel, Reals& out, Reals& final_state,
+                         Gradients& grad) const;
+};
+
+}  // namespace mixture_of_mamba::testing
