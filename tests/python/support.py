@@ -249,9 +249,9 @@ def run(function: Callable[..., Any], arguments: Arguments, *, backward: bool = 
 
 
 def lower(value: Any, dtype: torch.dtype, device: Any = "cpu") -> Any:
-    """``value`` with every floating tensor in ``dtype``, on ``device``."""
+    """``value`` with every floating tensor in ``dtype``, on ``device`` (but host_offsets, whose place is the host)."""
     if isinstance(value, dict):
-        return {name: lower(element, dtype, device) for name, element in value.items()}
+        return {k: lower(element, dtype, "cpu" if k == "host_offsets" else device) for k, element in value.items()}
     if isinstance(value, (list, tuple)):
         return [lower(element, dtype, device) for element in value]
     if not isinstance(value, Tensor):
