@@ -37,9 +37,11 @@ struct TokenOrder {
   int32_t modalities = 1;
 
   MOM_HOST_DEVICE int32_t row_of(int64_t time) const {
-    if (rows == nullptr) return static_cast<int32_t>(time);
-    const uint32_t row = static_cast<uint32_t>(rows[time]);
-    const uint32_t last = static_cast<uint32_t>(tokens - 1);
+    return rows == nullptr ? static_cast<int32_t>(time) : clamp_row(rows[time]);
+  }
+
+  MOM_HOST_DEVICE int32_t clamp_row(int32_t raw) const {
+    const uint32_t row = static_cast<uint32_t>(raw), last = static_cast<uint32_t>(tokens - 1);
     return static_cast<int32_t>(row < last ? row : last);
   }
 

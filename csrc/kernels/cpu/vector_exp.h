@@ -59,10 +59,12 @@ inline Vec<T> exp2_in_range(Vec<T> x) {
     std::memcpy(&power, &bits, sizeof(power));
     result = (q * f) * power + power;
   } else {
-    const Vec<T> power = q * f + T(1);
-    std::memcpy(&bits, &power, sizeof(bits));
-    bits += k << kMantissaBits;
-    std::memcpy(&result, &bits, sizeof(result));
+    // Multiplied, not added to the exponent's bits: a NaN must stay one, whatever its payload leaves in k.
+    constexpr typename VectorOf<T>::Int kBias = sizeof(T) == 4 ? 127 : 1023;
+    bits = (k + kBias) << kMantissaBits;
+    Vec<T> power;
+    std::memcpy(&power, &bits, sizeof(power));
+    result = (q * f + T(1)) * power;
   }
   return result;
 }

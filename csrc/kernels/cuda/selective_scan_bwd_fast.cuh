@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/fast_math.cuh"
 #include "kernels/cuda/common/scan_units.cuh"
 #include "kernels/selective_scan.h"
@@ -101,26 +102,6 @@ __device__ __forceinline__ void unpack(const float4& from, float (&to)[4]) {
 
 __device__ __forceinline__ float4 pack(const float (&from)[4]) {
   return make_float4(from[0], from[1], from[2], from[3]);
-}
-
-template <typename T>
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
-  if constexpr (std::is_same_v<T, __half>) {
-    return __half22float2(reinterpret_cast<const __half2&>(pair));
-  } else {
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return reinterpret_cast<const uint32_t&>(pair);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const uint32_t&>(pair);
-  }
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {

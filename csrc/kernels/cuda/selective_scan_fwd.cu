@@ -73,11 +73,21 @@ bool is_aligned(const SelectiveScanForwardParams& p, int group) {
          matrix(p.C) && states(p.final_state) && states(p.checkpoints);
 }
 
+Access access_of(const SelectiveScanForwardParams& p, int group) {
+  if (!is_aligned(p, group)) return Access::kAny;
+  const int64_t widest =
+      std::max({p.u.stride, p.dt.stride, p.z.stride, p.out.stride, p.B.stride, p.C.stride});
+  const bool plain = widest * size_of(p.type) <= INT32_MAX && p.softplus && p.z.data != nullptr &&
+                     p.channels % kWideChannels == 0 && p.states == group * kStatesPerLane &&
+                     staged_modalities(p) <= kPlainModalities;
+  return plain ? Access::kPlain : Access::kAligned;
+}
+
 struct Plan {
   Tile tile = Tile::kNarrow;
   int group = 4;
   int launches = 1;
-  bool aligned = false;
+  Access access = Access::kAny;
   ScanUnits units;
   bool chunked = false;
   size_t units_bytes = 0, partial_offset = 0, state_offset = 0, delta_offset = 0, bytes = 0;
@@ -103,7 +113,7 @@ Plan plan(const SelectiveScanForwardParams& p) {
   const int64_t states_of_launch = plan.group * kStatesPerLane;
   plan.launches =
       static_cast<int>(std::max<int64_t>(1, (p.states + states_of_launch - 1) / states_of_launch));
-  plan.aligned = is_aligned(p, plan.group);
+  plan.access = access_of(p, plan.group);
   plan.units = plan_scan_units(p.order, p.reverse, chunk_length(p));
   plan.chunked = plan.units.max_units > p.order.sequences;
   const int64_t blocks = (p.channels + kWideChannels - 1) / kWideChannels * plan.units.max_units;
@@ -130,6 +140,9 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
   if (const int error = build_scan_units(plan.units, workspace, stream); error != 0) return error;
   ForwardArgs args;
   args.params = p;
+  const auto bytes = [&](int64_t stride) { return static_cast<int32_t>(stride * size_of(p.type)); };
+  args.row_bytes = {bytes(p.u.stride),   bytes(p.dt.stride), bytes(p.z.stride),
+                    bytes(p.out.stride), bytes(p.B.stride),  bytes(p.C.stride)};
   args.units = plan.units;
   args.partial_y = plan.launches > 1 ? reinterpret_cast<float*>(workspace + plan.partial_offset) : nullptr;
   float* const unit_state = reinterpret_cast<float*>(workspace + plan.state_offset);
@@ -141,7 +154,7 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
       prepass.first_state = i * states_of_launch;
       prepass.unit_end_state = unit_state;
       prepass.unit_delta = unit_delta;
-      if (const int error = launch_prepass<T>(prepass, plan.group, plan.aligned, stream); error != 0)
+      if (const int error = launch_prepass<T>(prepass, plan.group, plan.access, stream); error != 0)
         return error;
     }
     const int64_t elements = p.channels * p.states * p.order.sequences;
@@ -157,7 +170,7 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
     args.first_state = i * states_of_launch;
     args.first_launch = i == 0;
     args.last_launch = i == plan.launches - 1;
-    if (const int error = launch_main<T>(args, plan.tile, plan.group, plan.aligned, stream); error != 0)
+    if (const int error = launch_main<T>(args, plan.tile, plan.group, plan.access, stream); error != 0)
       return error;
   }
   return cudaSuccess;

@@ -3,7 +3,7 @@
 
 namespace mixture_of_mamba::scan_forward {
 
-template int launch_main<float>(const ForwardArgs&, Tile, int, bool, CUstream_st*);
-template int launch_prepass<float>(const ForwardArgs&, int, bool, CUstream_st*);
+template int launch_main<float>(const ForwardArgs&, Tile, int, Access, CUstream_st*);
+template int launch_prepass<float>(const ForwardArgs&, int, Access, CUstream_st*);
 
 }  // namespace mixture_of_mamba::scan_forward

@@ -1,51 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/selective_scan_fwd.cuh"
+#include "kernels/cuda/selective_scan_fwd_elements.cuh"
+#include "kernels/cuda/selective_scan_fwd_recurrence.cuh"
 
-// The variants that are compiled for each element type, chosen where they were measured:
+// The kernel, its launch, and the variants that are compiled for each element type.
+
+namespace mixture_of_mamba::scan_forward {
+
+template <typename K>
+__global__ void __launch_bounds__(kThreads, K::kMinBlocks)
+    scan_kernel(const __grid_constant__ ForwardArgs args) {
+  extern __shared__ __align__(16) float memory[];
+  const SelectiveScanForwardParams& p = args.params;
+  const int unit_index = blockIdx.x / args.channel_blocks;
+  const int64_t block_channel = static_cast<int64_t>(blockIdx.x % args.channel_blocks) * K::kChannels;
+  ScanUnit unit;
+  if (!get_unit(args.units, unit_index, &unit)) return;
+  if (K::kPrepass && unit.chunk == unit.chunks - 1) return;  // nobody needs the end state of the last chunk
+
+  const int staged = staged_modalities(p);
+  const Shared<K> shared(memory, staged);
+  for (int i = threadIdx.x; i < staged * K::kChannels; i += kThreads) {
+    const int64_t channel = block_channel + i % K::kChannels;
+    const int64_t row = i / K::kChannels * p.channels;
+    const bool exists = p.dt_bias != nullptr && channel < p.channels;
+    shared.bias[i] = exists ? static_cast<const float*>(p.dt_bias)[row + channel] * kLog2E : 0.0f;
+  }
+  if (threadIdx.x < staged && p.order.offsets != nullptr) {
+    shared.boundaries[threadIdx.x] = p.order.offsets[threadIdx.x];
+  }
+  for (int i = threadIdx.x; i < K::kChannels; i += kThreads) {
+    const bool has_skip = p.D != nullptr && block_channel + i < p.channels;
+    shared.skip[i] = has_skip ? static_cast<const float*>(p.D)[block_channel + i] : 0.0f;
+  }
+  __syncthreads();
+  const int tiles = (unit.length + kTile - 1) / kTile;
+  if (threadIdx.x < kRecurrenceWarps * kWarp) {
+    Recurrence<K>(args, unit, unit_index, shared, block_channel).run(tiles);
+  } else {
+    ElementWise<K>(args, unit, shared, block_channel, staged).run(tiles);
+  }
+}
+
+template <typename K>
+int launch(const ForwardArgs& base, CUstream_st* stream) {
+  ForwardArgs args = base;
+  args.channel_blocks = static_cast<int32_t>((args.params.channels + K::kChannels - 1) / K::kChannels);
+  const int64_t blocks = static_cast<int64_t>(args.channel_blocks) * args.units.max_units;
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const int bytes = K::shared_bytes(staged_modalities(args.params));
+  const cudaError_t error =
+      cudaFuncSetAttribute(scan_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  scan_kernel<K><<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+// Chosen where they were measured:
 //   16 states, 64 channels a block, 2 blocks an SM, one exponential of eight on the FMA pipe: enough blocks
 //     for 2 on every SM (4 x 4096 tokens x 4096 channels)
 //   the same with 3 blocks an SM and no polynomial: enough blocks for 3 (8 x 2048)
 //   32 channels a block: fewer; also the pre-pass, which has no output to share the block with
 //   32, 64, 128 states: more lanes a channel, so fewer channels a block
-
-namespace mixture_of_mamba::scan_forward {
-
 template <typename T>
-int launch_main(const ForwardArgs& args, Tile tile, int group, bool aligned, CUstream_st* stream) {
-  if (group == 4 && aligned) {
+int launch_main(const ForwardArgs& args, Tile tile, int group, Access access, CUstream_st* stream) {
+  constexpr Access kAny = Access::kAny, kAligned = Access::kAligned, kPlain = Access::kPlain;
+  if (group == 4 && access == kPlain) {
     switch (tile) {
       case Tile::kWide:
-        return launch<Config<T, 4, 2, 2, 1, true, false>>(args, stream);
+        return launch<Config<T, 4, 2, 2, 1, kPlain, false>>(args, stream);
       case Tile::kWideThree:
-        return launch<Config<T, 4, 2, 3, 0, true, false>>(args, stream);
+        return launch<Config<T, 4, 2, 3, 0, kPlain, false>>(args, stream);
       case Tile::kNarrow:
-        return launch<Config<T, 4, 1, 2, 0, true, false>>(args, stream);
+        return launch<Config<T, 4, 1, 2, 0, kPlain, false>>(args, stream);
     }
   }
-  if (group == 4) return launch<Config<T, 4, 1, 2, 0, false, false>>(args, stream);
+  if (group == 4 && access == kAligned) {
+    return tile == Tile::kNarrow ? launch<Config<T, 4, 1, 2, 0, kAligned, false>>(args, stream)
+                                 : launch<Config<T, 4, 2, 2, 1, kAligned, false>>(args, stream);
+  }
+  if (group == 4) return launch<Config<T, 4, 1, 2, 0, kAny, false>>(args, stream);
   if (group == 8) {
-    return aligned ? launch<Config<T, 8, 2, 2, 0, true, false>>(args, stream)
-                   : launch<Config<T, 8, 2, 2, 0, false, false>>(args, stream);
+    return access == kAny ? launch<Config<T, 8, 2, 2, 0, kAny, false>>(args, stream)
+                          : launch<Config<T, 8, 2, 2, 0, kAligned, false>>(args, stream);
   }
   if (group == 16) {
-    return aligned ? launch<Config<T, 16, 2, 2, 0, true, false>>(args, stream)
-                   : launch<Config<T, 16, 2, 2, 0, false, false>>(args, stream);
+    return access == kAny ? launch<Config<T, 16, 2, 2, 0, kAny, false>>(args, stream)
+                          : launch<Config<T, 16, 2, 2, 0, kAligned, false>>(args, stream);
   }
-  return aligned ? launch<Config<T, 32, 4, 2, 0, true, false>>(args, stream)
-                 : launch<Config<T, 32, 4, 2, 0, false, false>>(args, stream);
+  return access == kAny ? launch<Config<T, 32, 4, 2, 0, kAny, false>>(args, stream)
+                        : launch<Config<T, 32, 4, 2, 0, kAligned, false>>(args, stream);
 }
 
 template <typename T>
-int launch_prepass(const ForwardArgs& args, int group, bool aligned, CUstream_st* stream) {
+int launch_prepass(const ForwardArgs& args, int group, Access access, CUstream_st* stream) {
+  constexpr Access kAny = Access::kAny;
   if (group == 4) {
-    return aligned ? launch<Config<T, 4, 1, 4, 1, true, true>>(args, stream)
-                   : launch<Config<T, 4, 1, 4, 1, false, true>>(args, stream);
+    return access == Access::kPlain ? launch<Config<T, 4, 1, 4, 1, Access::kPlain, true>>(args, stream)
+                                    : launch<Config<T, 4, 1, 4, 1, kAny, true>>(args, stream);
   }
-  if (group == 8) return launch<Config<T, 8, 2, 2, 0, false, true>>(args, stream);
-  if (group == 16) return launch<Config<T, 16, 2, 2, 0, false, true>>(args, stream);
-  return launch<Config<T, 32, 4, 2, 0, false, true>>(args, stream);
+  if (group == 8) return launch<Config<T, 8, 2, 2, 0, kAny, true>>(args, stream);
+  if (group == 16) return launch<Config<T, 16, 2, 2, 0, kAny, true>>(args, stream);
+  return launch<Config<T, 32, 4, 2, 0, kAny, true>>(args, stream);
 }
 
 }  // namespace mixture_of_mamba::scan_forward

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 // Element types of activations on the device: float, __nv_bfloat16, __half.
 
@@ -35,6 +36,74 @@ template <typename T, int kCount>
 struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
   T values[kCount];
 };
+
+// Two 16-bit elements in a word; the first in its low half.
+template <typename T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half22float2(reinterpret_cast<const __half2&>(pair));
+  } else {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const uint32_t&>(pair);
+  }
+}
+
+// All elements as floats. Words are taken apart, not elements: one instruction each.
+template <typename T, int kCount>
+__device__ __forceinline__ void to_floats(const Pack<T, kCount>& pack, float (&to)[kCount]) {
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = pack.values[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      const float2 pair = unpack_pair<T>(reinterpret_cast<const uint32_t*>(pack.values)[i / 2]);
+      to[i] = pair.x, to[i + 1] = pair.y;
+    }
+  }
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ Pack<T, kCount> from_floats(const float (&from)[kCount]) {
+  Pack<T, kCount> pack;
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pack.values[i] = from[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      reinterpret_cast<uint32_t*>(pack.values)[i / 2] = pack_pair<T>(from[i], from[i + 1]);
+    }
+  }
+  return pack;
+}
+
+// Two elements, or one of 32 bits, as a word: minus infinity.
+template <typename T>
+constexpr uint32_t minus_infinities() {
+  return sizeof(T) == 4 ? 0xff800000u : std::is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
+}
+
+// Every word of `pack` becomes `word` unless `keep`.
+template <typename T, int kCount>
+__device__ __forceinline__ void keep_if(bool keep, Pack<T, kCount>& pack, uint32_t word) {
+  static_assert(kCount * sizeof(T) % 4 == 0, "whole words");
+#pragma unroll
+  for (int i = 0; i < kCount * static_cast<int>(sizeof(T)) / 4; ++i) {
+    uint32_t& own = reinterpret_cast<uint32_t*>(pack.values)[i];
+    own = keep ? own : word;
+  }
+}
 
 template <int kBytes>
 struct Words;

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/selective_scan_fwd.cuh"
+
+namespace mixture_of_mamba::scan_forward {
+
+// The recurrence role of the forward scan: kChannelsPerLane channels, kStatesPerLane states of each.
+template <typename K>
+struct Recurrence {
+  static constexpr int kC = K::kChannelsPerLane, kS = kStatesPerLane;
+
+  const ForwardArgs& args;
+  const SelectiveScanForwardParams& p;
+  const ScanUnit unit;
+  const Shared<K> shared;
+  const int unit_index, part, local_channel;
+  const int64_t channel;
+  float A[kC][kS], h[kC][kS], delta_sum[kC];
+
+  __device__ Recurrence(const ForwardArgs& args_, const ScanUnit& unit_, int unit_index_,
+                        const Shared<K>& shared_, int64_t block_channel)
+      : args(args_),
+        p(args_.params),
+        unit(unit_),
+        shared(shared_),
+        unit_index(unit_index_),
+        part(threadIdx.x % kWarp / (kWarp / K::kGroup)),
+        local_channel(threadIdx.x / kWarp * K::kWarpChannels + threadIdx.x % (kWarp / K::kGroup) * kC),
+        channel(block_channel + local_channel) {}
+
+  __device__ int state(int s) const { return args.first_state + part * kS + s; }
+  __device__ bool exists(int c, int s) const {
+    return K::kPlain || (channel + c < p.channels && state(s) < p.states);
+  }
+  __device__ int64_t offset(int64_t outer, int c, int s) const {
+    return (outer * p.channels + channel + c) * p.states + state(s);
+  }
+
+  __device__ void begin() {
+    const float* start = args.unit_state != nullptr ? args.unit_state
+                         : K::kPrepass              ? nullptr
+                                                    : static_cast<const float*>(p.initial_state);
+    const int64_t outer = args.unit_state != nullptr ? unit_index : unit.sequence;
+#pragma unroll
+    for (int c = 0; c < kC; ++c) {
+      delta_sum[c] = 0.0f;
+#pragma unroll
+      for (int s = 0; s < kS; ++s) {
+        A[c][s] = exists(c, s) ? static_cast<const float*>(p.A)[(channel + c) * p.states + state(s)] : 0.0f;
+        h[c][s] = start != nullptr && exists(c, s) ? start[offset(outer, c, s)] : 0.0f;
+      }
+    }
+  }
+
+  __device__ void put_states(float* to, int64_t outer) const {
+    if (K::kPlain || (K::kAligned && p.states % kS == 0)) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) {
+        if (exists(c, 0)) {
+          __stcs(reinterpret_cast<float4*>(to + offset(outer, c, 0)),
+                 make_float4(h[c][0], h[c][1], h[c][2], h[c][3]));
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int c = 0; c < kC; ++c) {
+#pragma unroll
+      for (int s = 0; s < kS; ++s) {
+        if (exists(c, s)) to[offset(outer, c, s)] = h[c][s];
+      }
+    }
+  }
+
+  // Decays and drives of one token. The exponentials run a token ahead of the states that need them.
+  __device__ void load_token(const float* inputs, float (&decay)[kC][kS], float (&drive)[kC]) {
+    float delta[kC];
+    if constexpr (kC == 1) {
+      const float2 pair = *reinterpret_cast<const float2*>(
+          inputs + Shared<K>::pair_offset(local_channel / 2) + local_channel % 2 * 2);
+      delta[0] = pair.x, drive[0] = pair.y;
+    } else {
+#pragma unroll
+      for (int c = 0; c < kC; c += 2) {
+        const float4 two =
+            *reinterpret_cast<const float4*>(inputs + Shared<K>::pair_offset((local_channel + c) / 2));
+        delta[c] = two.x, drive[c] = two.y, delta[c + 1] = two.z, drive[c + 1] = two.w;
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kS; ++s) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) {
+        const float x = delta[c] * A[c][s];
+        decay[c][s] = s * kC + c < K::kPolynomial ? ex2_polynomial(x) : ex2(x);
+      }
+    }
+    if constexpr (K::kPrepass) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) delta_sum[c] += delta[c];
+    }
+  }
+
+  __device__ void update(const float* matrices, const float (&decay)[kC][kS], const float (&drive)[kC],
+                         float* outputs) {
+    const float4 B4 = *reinterpret_cast<const float4*>(matrices + part * kS);
+    const float B[kS] = {B4.x, B4.y, B4.z, B4.w};
+#pragma unroll
+    for (int s = 0; s < kS; ++s) {
+#pragma unroll
+      for (int c = 0; c < kC; ++c) h[c][s] = fmaf(decay[c][s], h[c][s], drive[c] * B[s]);
+    }
+    if constexpr (!K::kPrepass) {
+      const float4 C = *reinterpret_cast<const float4*>(matrices + K::kStates + part * kS);
+      float y[kC];
+#pragma unroll
+      for (int c = 0; c < kC; ++c) {
+        y[c] = fmaf(h[c][3], C.w, fmaf(h[c][2], C.z, fmaf(h[c][1], C.y, h[c][0] * C.x)));
+      }
+      if constexpr (kC == 1) {
+        *outputs = y[0];
+      } else {
+#pragma unroll
+        for (int c = 0; c < kC; c += 2) *reinterpret_cast<float2*>(outputs + c) = make_float2(y[c], y[c + 1]);
+      }
+    }
+  }
+
+  __device__ void run(int tiles) {
+    begin();
+    float* const checkpoints = K::kPrepass ? nullptr : static_cast<float*>(p.checkpoints);
+    const int output_offset =
+        part * K::kPartStride + Shared<K>::quad_offset(local_channel / 4) + local_channel % 4;
+    if (tiles > 0) __syncthreads();
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int buffer = tile & 1;
+      const float* inputs = shared.inputs + buffer * K::kInputs;
+      const float* matrices = shared.matrices + buffer * K::kMatrices;
+      float* outputs = shared.outputs + buffer * K::kOutputs + output_offset;
+      if (checkpoints != nullptr) put_states(checkpoints, unit.slot + tile);
+      float decay[2][kC][kS], drive[2][kC];
+      load_token(inputs, decay[0], drive[0]);
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) {
+        if (t + 1 < kTile)
+          load_token(inputs + (t + 1) * K::kInputStride, decay[(t + 1) & 1], drive[(t + 1) & 1]);
+        update(matrices + t * K::kMatrixStride, decay[t & 1], drive[t & 1], outputs + t * K::kOutputStride);
+      }
+      __syncthreads();
+    }
+    end();
+  }
+
+  __device__ void end() const {
+    if constexpr (K::kPrepass) {
+      put_states(args.unit_end_state, unit_index);
+#pragma unroll
+      for (int c = 0; c < kC; ++c) {
+        if (part == 0 && channel + c < p.channels)
+          args.unit_delta[unit_index * p.channels + channel + c] = delta_sum[c];
+      }
+    } else if (p.final_state != nullptr && unit.chunk == unit.chunks - 1) {
+      put_states(static_cast<float*>(p.final_state), unit.sequence);
+    }
+  }
+};
+
+}  // namespace mixture_of_mamba::scan_forward
