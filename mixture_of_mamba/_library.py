@@ -26,6 +26,8 @@ OPERATORS = (
     "selective_scan",
     "selective_scan_backward",
     "selective_scan_step",
+    "mamba_block",
+    "mamba_block_backward",
 )
 
 # Keeps registrations made from Python alive for the life of the process.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "kernels/causal_conv1d.h"
@@ -8,6 +9,7 @@
 #include "kernels/permute_rows.h"
 #include "kernels/selective_scan.h"
 #include "ops/common.h"
+#include "ops/products.h"
 
 namespace mixture_of_mamba::ops {
 
@@ -15,6 +17,11 @@ namespace mixture_of_mamba::ops {
 class CpuBackend {
  public:
   explicit CpuBackend(const Tensor&) {}
+
+  static const Products& products() {
+    static constexpr Products functions{aoti_torch_cpu_mm_out, aoti_torch_cpu_addmm_out};
+    return functions;
+  }
 
   void run(const SelectiveScanForwardParams& p) const { run_selective_scan_forward_cpu(p, pool()); }
   void run(const SelectiveScanBackwardParams& p) const { run_selective_scan_backward_cpu(p, pool()); }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops/common.h"
+#include "ops/products.h"
 
 // grouped_linear: y[rows of m] = x[rows of m] @ weight[m].T + bias[m]; padding rows are 0.
 //
@@ -12,8 +13,6 @@
 // own GEMMs on row ranges. Without, everything stays on the device: see cuda/grouped_linear.cpp.
 
 namespace mixture_of_mamba::ops {
-
-using Tensors = std::vector<Tensor>;
 
 struct GroupedInputs {
   GroupedInputs(const char* op, const Tensor& x, const Tensors& weight, const Tensors& bias,

@@ -10,12 +10,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from mixture_of_mamba.nn.modality_linear import ModalityLinear, apply_per_modality, is_plain_linear
+from mixture_of_mamba.nn.modality_linear import ModalityLinear, apply_per_modality, is_plain_linear, is_watched
 from mixture_of_mamba.nn.state import MambaState
 from mixture_of_mamba.ops import (
     causal_conv1d,
     causal_conv1d_step,
     grouped_linear,
+    mamba_block,
     selective_scan,
     selective_scan_step,
 )
@@ -35,6 +36,7 @@ class MixtureOfMamba(nn.Module):
         decouple: which of ``in_proj, x_proj, dt_proj, out_proj`` are per modality; any of the 16 subsets.
         d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor, conv_bias, bias,
             layer_idx, device, dtype: as in ``mamba_ssm.Mamba``. A_log and D are always float32.
+        memory: "lean" keeps fewer activations for backward and computes them again there (see ``ops.mamba_block``).
 
     Parameter names are those of ``mamba_ssm.Mamba``; a decoupled projection holds one ``nn.Linear`` per
     modality (``in_proj.0.weight``, ``in_proj.1.weight``, ...).
@@ -59,6 +61,7 @@ class MixtureOfMamba(nn.Module):
         layer_idx: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        memory: Literal["default", "lean"] = "default",
     ) -> None:
         super().__init__()
         self.decouple = tuple(decouple)
@@ -69,6 +72,9 @@ class MixtureOfMamba(nn.Module):
             raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
         if dt_init not in ("random", "constant"):
             raise ValueError(f'dt_init must be "random" or "constant", got {dt_init!r}')
+        if memory not in ("default", "lean"):
+            raise ValueError(f'memory must be "default" or "lean", got {memory!r}')
+        self.memory = memory
         self.d_model = d_model
         self.num_modalities = num_modalities
         self.d_state = d_state
@@ -221,6 +227,8 @@ class MixtureOfMamba(nn.Module):
     def _mix(
         self, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
     ) -> tuple[Tensor, MambaState]:
+        if self._is_one_op(x, routing):
+            return self._mix_in_one_op(x, routing, cu_seqlens, state)
         rows = None if routing is None else routing.rows
         offsets = None if routing is None else routing.offsets
         x, z = self._project("in_proj", x, routing).chunk(2, dim=-1)
@@ -248,6 +256,48 @@ class MixtureOfMamba(nn.Module):
             initial_state=None if state is None else state.ssm,
         )
         return self._project("out_proj", y, routing), MambaState(conv_state, ssm_state)
+
+    def _is_one_op(self, x: Tensor, routing: Routing | None) -> bool:
+        """Whether nobody watches or has replaced a projection, and row boundaries are on the host."""
+        if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
+            return False
+        for name in PROJECTIONS:
+            projection = getattr(self, name)
+            several = isinstance(projection, ModalityLinear)
+            if several and is_watched(projection):
+                return False
+            for child in projection if several else [projection]:
+                if not is_plain_linear(child) or (name == "x_proj" and child.bias is not None):
+                    return False
+        return True
+
+    def _mix_in_one_op(
+        self, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
+    ) -> tuple[Tensor, MambaState]:
+        def parameters(name: str) -> tuple[list[Tensor], list[Tensor]]:
+            projection = getattr(self, name)
+            children = projection.linears if isinstance(projection, ModalityLinear) else [projection]
+            return [child.weight for child in children], [child.bias for child in children if child.bias is not None]
+
+        x_weight, _ = parameters("x_proj")
+        y, conv_state, ssm_state = mamba_block(
+            x,
+            *parameters("in_proj"),
+            *self._conv_parameters(),
+            x_weight,
+            *parameters("dt_proj"),
+            self.A_log,
+            self.D,
+            *parameters("out_proj"),
+            rows=None if routing is None else routing.rows,
+            offsets=None if routing is None else routing.offsets,
+            host_offsets=None if routing is None else routing.host_offsets,
+            cu_seqlens=cu_seqlens,
+            conv_state=None if state is None else state.conv,
+            ssm_state=None if state is None else state.ssm,
+            lean=self.memory == "lean",
+        )
+        return y, MambaState(conv_state, ssm_state)
 
     def _conv_parameters(self) -> tuple[Tensor, Tensor | None]:
         return self.conv1d.weight.squeeze(1), self.conv1d.bias
@@ -343,6 +393,7 @@ class Mamba(MixtureOfMamba):
         layer_idx: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        memory: Literal["default", "lean"] = "default",
     ) -> None:
         del use_fast_path  # there is one path here; accepted because existing code passes it
         super().__init__(

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mixture_of_mamba.ops import grouped_linear
 from mixture_of_mamba.routing import Routing
@@ -14,11 +15,19 @@ from mixture_of_mamba.routing import Routing
 __all__ = ["ModalityLinear"]
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling ``module`` is exactly ``x @ weight.T + bias``, with nobody watching the call."""
-    return type(module) is nn.Linear and not (
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks run when ``module`` is called."""
+    return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling ``module`` is exactly ``x @ weight.T + bias``, with nobody watching the call.
+
+    A weight that is a tensor of another kind (quantised, sharded) brings a multiplication of its own.
+    """
+    return type(module) is nn.Linear and not is_watched(module) and not is_traceable_wrapper_subclass(module.weight)
 
 
 class ModalityLinear(nn.ModuleList):

@@ -7,6 +7,7 @@ import torch
 
 from mixture_of_mamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from mixture_of_mamba.ops.grouped_linear import grouped_linear
+from mixture_of_mamba.ops.mamba_block import mamba_block
 from mixture_of_mamba.ops.modality_routing import modality_routing
 from mixture_of_mamba.ops.permute_rows import permute_rows
 from mixture_of_mamba.ops.selective_scan import selective_scan, selective_scan_step
@@ -15,6 +16,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "grouped_linear",
+    "mamba_block",
     "modality_routing",
     "permute_rows",
     "sac_save_list",
@@ -24,10 +26,10 @@ __all__ = [
 
 
 def sac_save_list() -> list[torch._ops.OpOverload]:
-    """Overloads whose outputs selective activation checkpointing should keep: the scan and the projections.
+    """Overloads whose outputs selective activation checkpointing should keep: the block, the scan, the projections.
 
     For ``torch.utils.checkpoint.create_selective_checkpoint_contexts``. The convolution and the permutations
     are cheap to recompute and left out.
     """
     ops = torch.ops.mixture_of_mamba
-    return [ops.selective_scan.default, ops.grouped_linear.default]
+    return [ops.mamba_block.default, ops.selective_scan.default, ops.grouped_linear.default]

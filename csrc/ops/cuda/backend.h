@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/c/shim.h>
 
@@ -11,6 +12,7 @@
 #include "kernels/permute_rows.h"
 #include "kernels/selective_scan.h"
 #include "ops/common.h"
+#include "ops/products.h"
 
 namespace mixture_of_mamba::ops {
 
@@ -23,6 +25,11 @@ class CudaBackend {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(reference.get_device_index(), &stream));
     stream_ = static_cast<CUstream_st*>(stream);
+  }
+
+  static const Products& products() {
+    static constexpr Products functions{aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out};
+    return functions;
   }
 
   void run(const SelectiveScanForwardParams& p) const {

@@ -35,7 +35,7 @@ CALLS = {
     "fractional ids": ({"modality": torch.zeros(2, 5)}, r"ids must .*integer.*got float32"),
     "state of another batch": (
         {"state": mom.MixtureOfMamba(8, 2).allocate_state(3)},
-        r"initial_state must have shape .*got \[3,",
+        r"conv_state must have shape .*got \[3,",
     ),
     "boundaries of another dtype": ({"cu_seqlens": torch.tensor([0.0, 10.0])}, r"cu_seqlens must be int32"),
 }

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/mamba_block.h"
+
+#include <array>
+
+namespace mixture_of_mamba::ops {
+
+namespace {
+
+// Members are initialised in the order of their declaration: the first one checks what the others read.
+Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& conv_weight, const Tensor& A_log,
+                    const Tensors& dt_weight) {
+  require_floating(op, "x", x);
+  require(x.dim() == 3, op, "x must have shape [batch, length, d_model], got ", shape_of(x));
+  require(conv_weight.dim() == 2 && conv_weight.size(1) >= 1, op,
+          "conv_weight must have shape [d_inner, width >= 1], got ", shape_of(conv_weight));
+  require(A_log.dim() == 2, op, "A_log must have shape [d_inner, d_state], got ", shape_of(A_log));
+  require(!dt_weight.empty() && dt_weight[0].dim() == 2, op,
+          "dt_weight must hold matrices [d_inner, dt_rank], got ",
+          dt_weight.empty() ? std::string("an empty list") : shape_of(dt_weight[0]));
+  kernel_type(op, x, x.scalar_type());
+  return x.scalar_type();
+}
+
+MatrixView rows_view(const Tensor& x) {
+  const int64_t batch = x.size(0), length = x.size(1), width = x.size(2);
+  const bool regular = (width <= 1 || x.stride(2) == 1) && x.stride(1) >= width &&
+                       (batch <= 1 || x.stride(0) == length * x.stride(1));
+  if (!regular) return {torch::stable::contiguous(x), batch * length, width, width};
+  return {x, batch * length, width, x.stride(1)};
+}
+
+Boundaries checked_boundaries(const char* op, const OptionalTensor& offsets,
+                              const OptionalTensor& host_offsets, int64_t tokens) {
+  if (!offsets) return {0, tokens};
+  require(host_offsets || offsets->is_cpu(), op,
+          "host_offsets must be given beside offsets on a GPU, got None");
+  const Tensor& source = host_offsets ? *host_offsets : *offsets;
+  require(source.is_cpu(), op, "host_offsets must be on the CPU, got ", device_of(source));
+  require(source.dim() == 1 && source.numel() == offsets->numel() && source.numel() >= 2, op,
+          "host_offsets must have the size of offsets, num_modalities + 1 = ", offsets->numel(), ", got ",
+          shape_of(source));
+  const Dtype dtype = source.scalar_type();
+  require(dtype == Dtype::Int || dtype == Dtype::Long, op, "host_offsets must be int32 or int64, got ",
+          name_of(dtype));
+  const Tensor wide = torch::stable::contiguous(to_dtype(source, Dtype::Long));
+  const int64_t* data = wide.const_data_ptr<int64_t>();
+  Boundaries values(data, data + wide.numel());
+  require(values.front() == 0 && values.back() <= tokens, op,
+          "host_offsets must begin with 0 and end at most at ", tokens, " (batch * length), got ",
+          values.front(), " and ", values.back());
+  for (size_t m = 1; m < values.size(); ++m) {
+    require(values[m - 1] <= values[m], op, "host_offsets must not decrease, got ", values[m - 1], " before ",
+            values[m]);
+  }
+  return values;
+}
+
+std::string element(const char* name, size_t index) {
+  return std::string(name) + "[" + std::to_string(index) + "]";
+}
+
+// Checked, in the dtype of x, with contiguous columns.
+Tensors matrices(const char* op, const char* name, const Tensors& weight, int64_t out_features,
+                 int64_t in_features, const char* rule, const Boundaries& boundaries, const Tensor& x) {
+  const size_t modalities = boundaries.size() - 1;
+  require(weight.size() == 1 || weight.size() == modalities, op, name,
+          " must hold 1 or num_modalities = ", modalities, " tensors, got ", weight.size());
+  Tensors checked;
+  for (size_t m = 0; m < weight.size(); ++m) {
+    const std::string full = element(name, m);
+    require_floating(op, full.c_str(), weight[m]);
+    require_shape(op, full.c_str(), weight[m], {out_features, in_features}, rule);
+    require_device(op, full.c_str(), weight[m], "x", x);
+    const Tensor same = to_dtype(weight[m], x.scalar_type());
+    const bool regular = same.stride(1) == 1 && same.stride(0) >= in_features;
+    checked.push_back(regular ? same : torch::stable::contiguous(same));
+  }
+  return checked;
+}
+
+Tensors vectors(const char* op, const char* name, const Tensors& bias, int64_t size, const char* rule,
+                const char* weight_name, size_t weights, const Tensor& x, Dtype dtype) {
+  require(bias.empty() || bias.size() == weights, op, name, " must be empty or hold as many tensors as ",
+          weight_name, " (", weights, "), got ", bias.size());
+  Tensors checked;
+  for (size_t m = 0; m < bias.size(); ++m) {
+    const std::string full = element(name, m);
+    require_floating(op, full.c_str(), bias[m]);
+    require_shape(op, full.c_str(), bias[m], {size}, rule);
+    require_device(op, full.c_str(), bias[m], "x", x);
+    checked.push_back(torch::stable::contiguous(to_dtype(bias[m], dtype)));
+  }
+  return checked;
+}
+
+template <size_t kArguments>
+Tensor dispatch(const char* name, const char* overload, std::array<StableIValue, kArguments> arguments) {
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, arguments.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(arguments[0]);
+}
+
+// -exp(A_log)
+Tensor decay_rates(const char* op, const Tensor& A_log, const Tensor& x, Dtype acc) {
+  using torch::stable::detail::from;
+  require_floating(op, "A_log", A_log);
+  require_device(op, "A_log", A_log, "x", x);
+  const Tensor exponential = dispatch<1>("aten::exp", "", {from(to_dtype(A_log, acc))});
+  return dispatch<1>("aten::neg", "", {from(exponential)});
+}
+
+// [modalities, d_inner], or [d_inner] when shared.
+OptionalTensor stacked(const Tensors& biases) {
+  using torch::stable::detail::from;
+  if (biases.empty()) return {};
+  if (biases.size() == 1) return biases[0];
+  return dispatch<2>("aten::stack", "", {from(biases), from(int64_t{0})});
+}
+
+}  // namespace
+
+BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor& x_,
+                         const Tensors& in_weight, const Tensors& in_bias, const Tensor& conv_weight_,
+                         const OptionalTensor& conv_bias_, const Tensors& x_weight, const Tensors& dt_weight,
+                         const Tensors& dt_bias_, const Tensor& A_log, const Tensor& D_,
+                         const Tensors& out_weight, const Tensors& out_bias, const OptionalTensor& rows_,
+                         const OptionalTensor& offsets_, const OptionalTensor& host_offsets,
+                         const OptionalTensor& cu_seqlens_, const OptionalTensor& conv_state_,
+                         const OptionalTensor& ssm_state_)
+    : op(op_),
+      io(checked_dtype(op, x_, conv_weight_, A_log, dt_weight)),
+      acc(io == Dtype::Double ? Dtype::Double : Dtype::Float),
+      batch(x_.size(0)),
+      length(x_.size(1)),
+      tokens(batch * length),
+      width(x_.size(2)),
+      inner(conv_weight_.size(0)),
+      states(A_log.size(1)),
+      rank(dt_weight[0].size(1)),
+      input(x_),
+      x(rows_view(x_)),
+      boundaries(checked_boundaries(op, offsets_, host_offsets, tokens)),
+      in_proj(
+          products,
+          matrices(op, "in_weight", in_weight, 2 * inner, width, "[2 * d_inner, d_model]", boundaries, x_),
+          vectors(op, "in_bias", in_bias, 2 * inner, "[2 * d_inner]", "in_weight", in_weight.size(), x_, io),
+          boundaries),
+      x_proj(products,
+             matrices(op, "x_weight", x_weight, rank + 2 * states, inner, "[dt_rank + 2 * d_state, d_inner]",
+                      boundaries, x_),
+             {}, boundaries),
+      dt_proj(products,
+              matrices(op, "dt_weight", dt_weight, inner, rank, "[d_inner, dt_rank]", boundaries, x_), {},
+              boundaries),
+      out_proj(products,
+               matrices(op, "out_weight", out_weight, out_weight.empty() ? -1 : out_weight[0].size(0), inner,
+                        "[d_model, d_inner]", boundaries, x_),
+               vectors(op, "out_bias", out_bias, out_weight.empty() ? -1 : out_weight[0].size(0), "[d_model]",
+                       "out_weight", out_weight.size(), x_, io),
+               boundaries),
+      conv_weight(conv_weight_),
+      A(decay_rates(op, A_log, x_, acc)),
+      D(D_),
+      conv_bias(conv_bias_),
+      dt_bias(stacked(
+          vectors(op, "dt_bias", dt_bias_, inner, "[d_inner]", "dt_weight", dt_weight.size(), x_, acc))),
+      rows(rows_),
+      offsets(offsets_),
+      cu_seqlens(cu_seqlens_),
+      conv_state(conv_state_),
+      ssm_state(ssm_state_) {}
+
+ConvInputs BlockInputs::conv(const Tensor& xz) const {
+  return {op,          x_of(xz).as_activation(batch, length),
+          conv_weight, conv_bias,
+          rows,        offsets,
+          cu_seqlens,  conv_state,
+          true,        "conv_state"};
+}
+
+ScanInputs BlockInputs::scan(const Tensor& xz, const Tensor& x_dbl, const Tensor& u, const Tensor& dt) const {
+  const auto activation = [&](const MatrixView& view) { return view.as_activation(batch, length); };
+  return {op,
+          activation(MatrixView(u)),
+          activation(MatrixView(dt)),
+          A,
+          activation(B_of(x_dbl)),
+          activation(C_of(x_dbl)),
+          D,
+          activation(z_of(xz)),
+          dt_bias,
+          rows,
+          offsets,
+          cu_seqlens,
+          ssm_state,
+          true,
+          false,
+          "ssm_state"};
+}
+
+MatrixView block_grad_y(const BlockInputs& in, const Tensor& grad_y) {
+  require_floating(in.op, "grad_y", grad_y);
+  require_shape(in.op, "grad_y", grad_y, {in.batch, in.length, in.out_proj.out_features()},
+                "[batch, length, d_model]");
+  require_device(in.op, "grad_y", grad_y, "x", in.input);
+  return rows_view(to_dtype(grad_y, in.io));
+}
+
+void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
+                const Tensor& checkpoints, int64_t sequences) {
+  const int64_t slots = selective_scan_checkpoint_slots(in.tokens, sequences);
+  const bool full = checkpoints.numel() != 0;
+  const bool right =
+      xz.numel() == in.tokens * 2 * in.inner && xz.scalar_type() == in.io &&
+      x_dbl.numel() == in.tokens * (in.rank + 2 * in.states) && x_dbl.scalar_type() == in.io &&
+      (!full || (checkpoints.numel() == slots * in.inner * in.states && checkpoints.scalar_type() == in.acc &&
+                 gated.numel() == in.tokens * in.inner && gated.scalar_type() == in.io));
+  require(right, in.op, "xz, x_dbl, gated and checkpoints must be what mamba_block returned with keep, got ",
+          shape_of(xz), ", ", shape_of(x_dbl), ", ", shape_of(gated), " and ", shape_of(checkpoints));
+}
+
+Tensors like(Tensors grads, const Tensors& inputs) {
+  for (size_t i = 0; i < grads.size(); ++i) grads[i] = to_dtype(grads[i], inputs[i].scalar_type());
+  return grads;
+}
+
+Tensors rows_of(const Tensor& matrix, const Tensors& inputs) {
+  Tensors parts;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor row = torch::stable::select(matrix, 0, static_cast<int64_t>(i));
+    parts.push_back(inputs[i].scalar_type() == matrix.scalar_type()
+                        ? torch::stable::clone(row)
+                        : torch::stable::to(row, inputs[i].scalar_type()));
+  }
+  return parts;
+}
+
+Tensor multiply(const Tensor& left, const Tensor& right) {
+  using torch::stable::detail::from;
+  return dispatch<2>("aten::mul", "Tensor", {from(left), from(right)});
+}
+
+}  // namespace mixture_of_mamba::ops

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/products.h"
+
+namespace mixture_of_mamba::ops {
+
+void Products::assign(const Tensor& out, const Tensor& left, const Tensor& right) const {
+  TORCH_ERROR_CODE_CHECK(mm(out.get(), left.get(), right.get()));
+}
+
+void Products::add(const Tensor& out, const Tensor& left, const Tensor& right) const {
+  TORCH_ERROR_CODE_CHECK(addmm(out.get(), out.get(), left.get(), right.get(), 1.0, 1.0));
+}
+
+void Products::assign_with_row(const Tensor& out, const Tensor& left, const Tensor& right,
+                               const Tensor& row) const {
+  TORCH_ERROR_CODE_CHECK(addmm(out.get(), row.get(), left.get(), right.get(), 1.0, 1.0));
+}
+
+Tensor view_of(const Tensor& base, std::initializer_list<int64_t> sizes,
+               std::initializer_list<int64_t> strides, int64_t offset) {
+  AtenTensorHandle view = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
+                                                        sizes.begin(), strides.begin(), offset, &view));
+  return Tensor(view);
+}
+
+Rows MatrixView::writable() const {
+  return {static_cast<char*>(base_.mutable_data_ptr()) + offset_ * element_size(base_.scalar_type()),
+          row_stride_};
+}
+
+Projection::Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries)
+    : products_(products), weight_(std::move(weight)), bias_(std::move(bias)), boundaries_(boundaries) {
+  if (weight_.size() == 1) boundaries_ = {0, boundaries.back()};
+}
+
+template <typename Visit>
+void Projection::for_each_range(Visit&& visit) const {
+  for (size_t m = 0; m < weight_.size(); ++m) {
+    const int64_t begin = boundaries_[m], count = boundaries_[m + 1] - begin;
+    if (count > 0) visit(m, begin, count);
+  }
+}
+
+void Projection::clear_padding_rows(const MatrixView& out) const {
+  const int64_t begin = boundaries_.back(), count = out.rows() - begin;
+  if (count == 0) return;
+  Tensor padding = out.row_range(begin, count);
+  torch::stable::zero_(padding);
+}
+
+void Projection::forward(const MatrixView& input, const MatrixView& out, bool clear_padding) const {
+  for_each_range([&](size_t m, int64_t begin, int64_t count) {
+    const MatrixView matrix(weight_[m], out_features(), in_features(), weight_[m].stride(0));
+    const Tensor right = matrix.row_range_transposed(0, out_features());
+    const Tensor rows = out.row_range(begin, count), left = input.row_range(begin, count);
+    if (bias_.empty()) {
+      products_.assign(rows, left, right);
+    } else {
+      products_.assign_with_row(rows, left, right, bias_[m]);
+    }
+  });
+  if (clear_padding) clear_padding_rows(out);
+}
+
+void Projection::grad_input(const MatrixView& grad, const MatrixView& out, bool clear_padding) const {
+  for_each_range([&](size_t m, int64_t begin, int64_t count) {
+    products_.assign(out.row_range(begin, count), grad.row_range(begin, count), weight_[m]);
+  });
+  if (clear_padding) clear_padding_rows(out);
+}
+
+void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) const {
+  for_each_range([&](size_t m, int64_t begin, int64_t count) {
+    products_.add(out.row_range(begin, count), grad.row_range(begin, count), weight_[m]);
+  });
+}
+
+Tensors Projection::grad_weight(const MatrixView& grad, const MatrixView& input) const {
+  Tensors grads;
+  for (const Tensor& weight : weight_) {
+    grads.push_back(empty_like_device(weight, {out_features(), in_features()}, weight.scalar_type()));
+  }
+  std::vector<bool> written(grads.size(), false);
+  for_each_range([&](size_t m, int64_t begin, int64_t count) {
+    products_.assign(grads[m], grad.row_range_transposed(begin, count), input.row_range(begin, count));
+    written[m] = true;
+  });
+  for (size_t m = 0; m < grads.size(); ++m) {
+    if (!written[m]) torch::stable::zero_(grads[m]);
+  }
+  return grads;
+}
+
+Tensors Projection::grad_bias(const MatrixView& grad) const {
+  const Dtype acc = weight_[0].scalar_type() == Dtype::Double ? Dtype::Double : Dtype::Float;
+  const std::vector<int64_t> over_rows{0};
+  Tensors grads;
+  for (size_t m = 0; m < weight_.size(); ++m) {
+    const Tensor rows = grad.row_range(boundaries_[m], boundaries_[m + 1] - boundaries_[m]);
+    grads.push_back(
+        torch::stable::sum(rows, torch::headeronly::IntHeaderOnlyArrayRef(over_rows), false, acc));
+  }
+  return grads;
+}
+
+}  // namespace mixture_of_mamba::ops

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <tuple>
+
+#include "ops/causal_conv1d.h"
+#include "ops/products.h"
+#include "ops/selective_scan.h"
+
+// mamba_block: the whole block of plain projections as one op, with rows in sorted order.
+//
+//   x, z     = in_proj(input)               u = silu(causal_conv1d(x))
+//   dt, B, C = x_proj(u)                    y = selective_scan(u, dt_proj(dt), -exp(A_log), B, C, D, z,
+//   dt_bias) output   = out_proj(y)
+//
+// It is what the ops compute one after the other, less what lies between them: halves and slices are written
+// where the next step reads them, the two gradients of u meet in a GEMM, and the host makes one call.
+//
+// Kept for backward: xz, x_dbl, and, unless `lean`, y and the checkpoints of the scan. u and dt are made
+// again: a pass of the convolution and a narrow GEMM for two activations of the inner width.
+
+namespace mixture_of_mamba::ops {
+
+// The arguments that forward and backward share, checked.
+struct BlockInputs {
+  BlockInputs(const char* op, const Products& products, const Tensor& x, const Tensors& in_weight,
+              const Tensors& in_bias, const Tensor& conv_weight, const OptionalTensor& conv_bias,
+              const Tensors& x_weight, const Tensors& dt_weight, const Tensors& dt_bias, const Tensor& A_log,
+              const Tensor& D, const Tensors& out_weight, const Tensors& out_bias, const OptionalTensor& rows,
+              const OptionalTensor& offsets, const OptionalTensor& host_offsets,
+              const OptionalTensor& cu_seqlens, const OptionalTensor& conv_state,
+              const OptionalTensor& ssm_state);
+
+  Tensor empty(int64_t rows, int64_t columns) const { return empty_like_device(input, {rows, columns}, io); }
+  // The parts of xz [tokens, 2 * inner] and of x_dbl [tokens, rank + 2 * states].
+  MatrixView x_of(const Tensor& xz) const { return MatrixView(xz).column_range(0, inner); }
+  MatrixView z_of(const Tensor& xz) const { return MatrixView(xz).column_range(inner, inner); }
+  MatrixView dt_of(const Tensor& x_dbl) const { return MatrixView(x_dbl).column_range(0, rank); }
+  MatrixView B_of(const Tensor& x_dbl) const { return MatrixView(x_dbl).column_range(rank, states); }
+  MatrixView C_of(const Tensor& x_dbl) const { return MatrixView(x_dbl).column_range(rank + states, states); }
+
+  ConvInputs conv(const Tensor& xz) const;
+  ScanInputs scan(const Tensor& xz, const Tensor& x_dbl, const Tensor& u, const Tensor& dt) const;
+
+  const char* op;
+  Dtype io, acc;
+  int64_t batch, length, tokens, width, inner, states, rank;
+  Tensor input;
+  MatrixView x;  // [tokens, width]
+  Boundaries boundaries;
+  Projection in_proj, x_proj, dt_proj, out_proj;
+  Tensor conv_weight, A, D;
+  OptionalTensor conv_bias, dt_bias, rows, offsets, cu_seqlens, conv_state, ssm_state;
+};
+
+using BlockOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The convolution, and the steps up to the scan's inputs.
+template <typename Backend>
+void block_conv(const BlockInputs& in, const Backend& backend, const Tensor& xz, const Tensor& u,
+                const OptionalTensor& final_state) {
+  const ConvInputs conv = in.conv(xz);
+  CausalConv1dForwardParams params;
+  conv.fill(params);
+  params.y = MatrixView(u).writable();
+  params.final_state = final_state ? final_state->mutable_data_ptr() : nullptr;
+  backend.run(params);
+}
+
+template <typename Backend>
+void block_scan(const BlockInputs& in, const Backend& backend, const Tensor& xz, const Tensor& x_dbl,
+                const Tensor& u, const Tensor& dt, const Tensor& y, const OptionalTensor& final_state,
+                const OptionalTensor& checkpoints) {
+  const ScanInputs scan = in.scan(xz, x_dbl, u, dt);
+  SelectiveScanForwardParams params;
+  scan.fill(params);
+  params.out = MatrixView(y).writable();
+  params.final_state = final_state ? final_state->mutable_data_ptr() : nullptr;
+  params.checkpoints = checkpoints ? checkpoints->mutable_data_ptr() : nullptr;
+  backend.run(params);
+}
+
+template <typename Backend>
+BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor conv_weight,
+                         OptionalTensor conv_bias, Tensors x_weight, Tensors dt_weight, Tensors dt_bias,
+                         Tensor A_log, Tensor D, Tensors out_weight, Tensors out_bias, OptionalTensor rows,
+                         OptionalTensor offsets, OptionalTensor host_offsets, OptionalTensor cu_seqlens,
+                         OptionalTensor conv_state, OptionalTensor ssm_state, bool lean, bool keep) {
+  const BlockInputs in("mamba_block", Backend::products(), x, in_weight, in_bias, conv_weight, conv_bias,
+                       x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets,
+                       host_offsets, cu_seqlens, conv_state, ssm_state);
+  const Backend backend(x);
+  const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
+  in.in_proj.forward(in.x, MatrixView(xz), true);
+  const int64_t sequences = in.conv(xz).sequences(), taps = in.conv_weight.size(1) - 1;
+  const Tensor new_conv_state = empty_like_device(x, {sequences, taps, in.inner}, in.io);
+  const Tensor new_ssm_state = empty_like_device(x, {sequences, in.inner, in.states}, in.acc);
+  block_conv(in, backend, xz, u, new_conv_state);
+
+  const Tensor x_dbl = in.empty(in.tokens, in.rank + 2 * in.states), dt = in.empty(in.tokens, in.inner);
+  in.x_proj.forward(MatrixView(u), MatrixView(x_dbl), true);
+  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
+  const Tensor nothing = empty_like_device(x, {0}, in.io), no_states = empty_like_device(x, {0}, in.acc);
+  const int64_t slots = selective_scan_checkpoint_slots(in.tokens, sequences);
+  const bool checkpoint = keep && !lean;
+  const Tensor checkpoints =
+      checkpoint ? empty_like_device(x, {slots, in.inner, in.states}, in.acc) : no_states;
+  const Tensor gated = in.empty(in.tokens, in.inner);
+  block_scan(in, backend, xz, x_dbl, u, dt, gated, new_ssm_state,
+             checkpoint ? OptionalTensor(checkpoints) : OptionalTensor());
+
+  const Tensor y = empty_like_device(x, {in.batch, in.length, in.out_proj.out_features()}, in.io);
+  in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)), true);
+  return {y,
+          new_conv_state,
+          new_ssm_state,
+          keep ? xz : nothing,
+          keep ? x_dbl : nothing,
+          checkpoint ? gated : nothing,
+          checkpoints};
+}
+
+// Which gradients are wanted, as bits.
+enum BlockNeeds : int64_t { kNeedsX = 1, kNeedsIn = 2, kNeedsXProj = 4, kNeedsDtProj = 8, kNeedsOut = 16 };
+
+using BlockGradients = std::tuple<Tensor, Tensors, Tensors, Tensor, Tensor, Tensors, Tensors, Tensors, Tensor,
+                                  Tensor, Tensors, Tensors, Tensor, Tensor>;
+
+// grad_y as rows, checked; and the conversions of what the kernels leave.
+MatrixView block_grad_y(const BlockInputs& in, const Tensor& grad_y);
+Tensors like(Tensors grads, const Tensors& inputs);
+Tensors rows_of(const Tensor& matrix, const Tensors& inputs);
+Tensor multiply(const Tensor& left, const Tensor& right);
+void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
+                const Tensor& checkpoints, int64_t sequences);
+
+template <typename Backend>
+BlockGradients mamba_block_backward(
+    Tensor grad_y, OptionalTensor grad_conv_state, OptionalTensor grad_ssm_state, Tensor x, Tensors in_weight,
+    Tensors in_bias, Tensor conv_weight, OptionalTensor conv_bias, Tensors x_weight, Tensors dt_weight,
+    Tensors dt_bias, Tensor A_log, Tensor D, Tensors out_weight, Tensors out_bias, OptionalTensor rows,
+    OptionalTensor offsets, OptionalTensor host_offsets, OptionalTensor cu_seqlens, OptionalTensor conv_state,
+    OptionalTensor ssm_state, Tensor xz, Tensor x_dbl, Tensor gated, Tensor checkpoints, int64_t needs) {
+  const BlockInputs in("mamba_block_backward", Backend::products(), x, in_weight, in_bias, conv_weight,
+                       conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets,
+                       host_offsets, cu_seqlens, conv_state, ssm_state);
+  const Backend backend(x);
+  const MatrixView grad_rows = block_grad_y(in, grad_y);
+  const ConvInputs conv = in.conv(xz);
+  check_kept(in, xz, x_dbl, gated, checkpoints, conv.sequences());
+  const auto states = [&](int64_t middle, int64_t last, Dtype dtype, bool wanted) {
+    return wanted ? empty_like_device(x, {conv.sequences(), middle, last}, dtype)
+                  : empty_like_device(x, {0}, dtype);
+  };
+
+  // What forward did not keep.
+  const Tensor u = in.empty(in.tokens, in.inner), dt = in.empty(in.tokens, in.inner);
+  block_conv(in, backend, xz, u, {});
+  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
+  if (checkpoints.numel() == 0) {
+    const int64_t slots = selective_scan_checkpoint_slots(in.tokens, conv.sequences());
+    gated = in.empty(in.tokens, in.inner);
+    checkpoints = empty_like_device(x, {slots, in.inner, in.states}, in.acc);
+    block_scan(in, backend, xz, x_dbl, u, dt, gated, {}, checkpoints);
+  }
+
+  const Tensor grad_gated = in.empty(in.tokens, in.inner);
+  in.out_proj.grad_input(grad_rows, MatrixView(grad_gated), true);
+  Tensors grad_out_weight, grad_out_bias;
+  if (needs & kNeedsOut) grad_out_weight = in.out_proj.grad_weight(grad_rows, MatrixView(gated));
+  if (!out_bias.empty()) grad_out_bias = in.out_proj.grad_bias(grad_rows);
+
+  const Tensor grad_xz = in.empty(in.tokens, 2 * in.inner);
+  const Tensor grad_x_dbl = in.empty(in.tokens, in.rank + 2 * in.states);
+  const Tensor grad_u = in.empty(in.tokens, in.inner), grad_dt = in.empty(in.tokens, in.inner);
+  const Tensor grad_A = empty_like_device(x, {in.inner, in.states}, in.acc);
+  const Tensor grad_D = empty_like_device(x, {in.inner}, in.acc);
+  const Tensor grad_dt_bias = empty_like_device(x, {static_cast<int64_t>(dt_bias.size()), in.inner}, in.acc);
+  const Tensor grad_ssm = states(in.inner, in.states, in.acc, ssm_state.has_value());
+  {
+    const ScanInputs scan = in.scan(xz, x_dbl, u, dt);
+    SelectiveScanBackwardParams params;
+    scan.fill(params);
+    const Block grad_final = grad_ssm_state ? Block(*grad_ssm_state, in.acc) : Block();
+    const RowView grad_out(MatrixView(grad_gated).as_activation(in.batch, in.length), in.io);
+    params.grad_out = grad_out.rows();
+    params.grad_final_state = grad_final.data();
+    params.checkpoints = checkpoints.const_data_ptr();
+    params.grad_u = MatrixView(grad_u).writable();
+    params.grad_dt = MatrixView(grad_dt).writable();
+    params.grad_B = in.B_of(grad_x_dbl).writable();
+    params.grad_C = in.C_of(grad_x_dbl).writable();
+    params.grad_z = in.z_of(grad_xz).writable();
+    params.grad_A = grad_A.mutable_data_ptr();
+    params.grad_D = grad_D.mutable_data_ptr();
+    if (!dt_bias.empty()) params.grad_dt_bias = grad_dt_bias.mutable_data_ptr();
+    if (ssm_state) params.grad_initial_state = grad_ssm.mutable_data_ptr();
+    backend.run(params);
+  }
+
+  in.dt_proj.grad_input(MatrixView(grad_dt), in.dt_of(grad_x_dbl), true);
+  Tensors grad_dt_weight, grad_x_weight;
+  if (needs & kNeedsDtProj) grad_dt_weight = in.dt_proj.grad_weight(MatrixView(grad_dt), in.dt_of(x_dbl));
+  in.x_proj.add_grad_input(MatrixView(grad_x_dbl), MatrixView(grad_u));
+  if (needs & kNeedsXProj) grad_x_weight = in.x_proj.grad_weight(MatrixView(grad_x_dbl), MatrixView(u));
+
+  const Tensor grad_conv_weight = empty_like_device(x, {in.inner, conv.width}, in.acc);
+  const Tensor grad_conv_bias = empty_like_device(x, {conv_bias ? in.inner : 0}, in.acc);
+  const Tensor grad_conv = states(conv.width - 1, in.inner, in.io, conv_state.has_value());
+  {
+    CausalConv1dBackwardParams params;
+    conv.fill(params);
+    const Block grad_final = grad_conv_state ? Block(*grad_conv_state, in.io) : Block();
+    const RowView grad_u_rows(MatrixView(grad_u).as_activation(in.batch, in.length), in.io);
+    params.grad_y = grad_u_rows.rows();
+    params.grad_final_state = grad_final.data();
+    params.grad_x = in.x_of(grad_xz).writable();
+    params.grad_weight = grad_conv_weight.mutable_data_ptr();
+    if (conv_bias) params.grad_bias = grad_conv_bias.mutable_data_ptr();
+    if (conv_state) params.grad_initial_state = grad_conv.mutable_data_ptr();
+    backend.run(params);
+  }
+
+  Tensors grad_in_weight, grad_in_bias;
+  if (needs & kNeedsIn) grad_in_weight = in.in_proj.grad_weight(MatrixView(grad_xz), in.x);
+  if (!in_bias.empty()) grad_in_bias = in.in_proj.grad_bias(MatrixView(grad_xz));
+  Tensor grad_x = empty_like_device(x, {0}, in.io);
+  if (needs & kNeedsX) {
+    grad_x = empty_like_device(x, {in.batch, in.length, in.width}, in.io);
+    in.in_proj.grad_input(MatrixView(grad_xz), MatrixView(grad_x, in.tokens, in.width, in.width), true);
+  }
+  const auto one_like = [](const Tensor& grad, const OptionalTensor& of) {
+    return of ? to_dtype(grad, of->scalar_type()) : grad;
+  };
+  return {grad_x,
+          like(grad_in_weight, in_weight),
+          like(grad_in_bias, in_bias),
+          to_dtype(grad_conv_weight, conv_weight.scalar_type()),
+          one_like(grad_conv_bias, conv_bias),
+          like(grad_x_weight, x_weight),
+          like(grad_dt_weight, dt_weight),
+          rows_of(grad_dt_bias, dt_bias),
+          to_dtype(multiply(grad_A, in.A), A_log.scalar_type()),
+          to_dtype(grad_D, D.scalar_type()),
+          like(grad_out_weight, out_weight),
+          like(grad_out_bias, out_bias),
+          one_like(grad_conv, conv_state),
+          one_like(grad_ssm, ssm_state)};
+}
+
+}  // namespace mixture_of_mamba::ops

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <vector>
+
+#include "ops/common.h"
+
+// Matrix products of torch's own libraries on parts of tensors. They are called below the dispatcher (C
+// shims of the stable ABI): a projection per modality is many small calls, and a dispatched one costs the
+// host several times as much.
+
+namespace mixture_of_mamba::ops {
+
+using Tensors = std::vector<Tensor>;
+
+// One backend's functions.
+struct Products {
+  AOTITorchError (*mm)(AtenTensorHandle out, AtenTensorHandle left, AtenTensorHandle right);
+  AOTITorchError (*addmm)(AtenTensorHandle out, AtenTensorHandle add, AtenTensorHandle left,
+                          AtenTensorHandle right, double beta, double alpha);
+
+  // out = left @ right
+  void assign(const Tensor& out, const Tensor& left, const Tensor& right) const;
+  // out += left @ right
+  void add(const Tensor& out, const Tensor& left, const Tensor& right) const;
+  // out = left @ right + row, [columns]
+  void assign_with_row(const Tensor& out, const Tensor& left, const Tensor& right, const Tensor& row) const;
+};
+
+// A view that begins `offset` elements behind the first one of `base`.
+Tensor view_of(const Tensor& base, std::initializer_list<int64_t> sizes,
+               std::initializer_list<int64_t> strides, int64_t offset);
+
+// [rows, columns] with contiguous columns, lying anywhere in a tensor.
+class MatrixView {
+ public:
+  MatrixView(const Tensor& base, int64_t rows, int64_t columns, int64_t row_stride, int64_t offset = 0)
+      : base_(base), rows_(rows), columns_(columns), row_stride_(row_stride), offset_(offset) {}
+  explicit MatrixView(const Tensor& contiguous_matrix)
+      : MatrixView(contiguous_matrix, contiguous_matrix.size(0), contiguous_matrix.size(1),
+                   contiguous_matrix.size(1)) {}
+
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  MatrixView column_range(int64_t begin, int64_t count) const {
+    return {base_, rows_, count, row_stride_, offset_ + begin};
+  }
+  Tensor row_range(int64_t begin, int64_t count) const {
+    return view_of(base_, {count, columns_}, {row_stride_, 1}, offset_ + begin * row_stride_);
+  }
+  Tensor row_range_transposed(int64_t begin, int64_t count) const {
+    return view_of(base_, {columns_, count}, {1, row_stride_}, offset_ + begin * row_stride_);
+  }
+  // The same as [batch, length, columns].
+  Tensor as_activation(int64_t batch, int64_t length) const {
+    return view_of(base_, {batch, length, columns_}, {length * row_stride_, row_stride_, 1}, offset_);
+  }
+  Rows writable() const;
+
+ private:
+  Tensor base_;
+  int64_t rows_, columns_, row_stride_, offset_;
+};
+
+// Boundaries of the row ranges that a projection's weights own: one range per weight. Rows beyond the last
+// are padding.
+using Boundaries = std::vector<int64_t>;
+
+// One projection: a weight for all rows, or one per modality.
+class Projection {
+ public:
+  // `boundaries` are those of the modalities.
+  Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries);
+
+  int64_t in_features() const { return weight_[0].size(1); }
+  int64_t out_features() const { return weight_[0].size(0); }
+  // Padding rows of `out` become 0 when `clear_padding`.
+  void forward(const MatrixView& input, const MatrixView& out, bool clear_padding) const;
+  void grad_input(const MatrixView& grad, const MatrixView& out, bool clear_padding) const;
+  void add_grad_input(const MatrixView& grad, const MatrixView& out) const;
+  Tensors grad_weight(const MatrixView& grad, const MatrixView& input) const;
+  Tensors grad_bias(const MatrixView& grad) const;
+
+ private:
+  template <typename Visit>
+  void for_each_range(Visit&& visit) const;
+  void clear_padding_rows(const MatrixView& out) const;
+
+  const Products& products_;
+  Tensors weight_, bias_;
+  Boundaries boundaries_;
+};
+
+}  // namespace mixture_of_mamba::ops
