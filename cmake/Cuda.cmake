@@ -2,6 +2,10 @@
 # Decides MOM_WITH_CUDA and sets up nvcc. torch.cuda.is_available() is never asked: build machines
 # have no GPU.
 
+if(NOT MOM_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "MOM_CUDA must be AUTO, ON or OFF, got ${MOM_CUDA}")
+endif()
+
 set(MOM_WITH_CUDA OFF)
 find_program(MOM_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
 if(MOM_CUDA STREQUAL "ON" AND NOT MOM_NVCC)
@@ -15,10 +19,18 @@ elseif(MOM_CUDA STREQUAL "AUTO")
 endif()
 
 if(MOM_WITH_CUDA)
-  # TORCH_CUDA_ARCH_LIST in torch's own notation: "8.0;9.0 12.0+PTX".
+  # TORCH_CUDA_ARCH_LIST in torch's own notation: "8.0;9.0 12.0+PTX". Otherwise this machine's GPUs; and where there
+  # are none, code that newer GPUs can run too.
   set(architectures "$ENV{TORCH_CUDA_ARCH_LIST}")
   if(NOT architectures)
-    set(architectures "9.0")
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+      OUTPUT_VARIABLE found OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]+" architectures "${found}")
+    list(REMOVE_DUPLICATES architectures)
+    list(SORT architectures COMPARE NATURAL)
+  endif()
+  if(NOT architectures)
+    set(architectures "9.0+PTX")
   endif()
   string(REGEX REPLACE "[ ,]+" ";" architectures "${architectures}")
   set(CMAKE_CUDA_ARCHITECTURES "")
