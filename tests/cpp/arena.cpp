@@ -42,7 +42,8 @@ void HostArena::read(void* to, const void* from, int64_t bytes) const {
 
 bool HostArena::intact() const {
   return std::all_of(mappings_.begin(), mappings_.end(), [](const Mapping& mapping) {
-    return std::all_of(mapping.begin + kPage, mapping.data, [](unsigned char byte) { return byte == kPoison; });
+    return std::all_of(mapping.begin + kPage, mapping.data,
+                       [](unsigned char byte) { return byte == kPoison; });
   });
 }
 

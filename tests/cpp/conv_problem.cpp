@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conv_problem.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -11,7 +12,7 @@ ConvProblem ConvProblem::random(Random& random, bool with_float64, int longest) 
   p.type = random.type(with_float64);
   p.tokens = Tokens::random(random, longest);
   p.channels = random.chance(3) ? 8 * random.between(1, 12) : random.below(71);
-  p.width = random.chance(2) ? 4 : random.between(1, 7);
+  p.width = random.chance(2) ? 4 : random.between(1, 9);
   p.silu = random.chance(2);
   p.bias = random.chance(2);
   p.initial = random.chance(2);
@@ -23,22 +24,35 @@ ConvProblem ConvProblem::random(Random& random, bool with_float64, int longest) 
   p.want_grad_initial = p.initial && !random.chance(4);
   p.gap = random.chance(2) ? 0 : random.chance(2) ? 8 * random.below(4) : random.below(9);
   p.offset = random.chance(3) ? random.below(9) : 0;
-  const ScalarType acc = acc_of(p.type);
-  const int64_t size = p.tokens.count() * p.channels;
-  p.x = random.normal(size, 0, 1, p.type);
-  p.grad_y = random.normal(size, 0, 1, p.type);
-  p.weight = random.normal(p.channels * p.width, 0, 0.5L, acc);
-  p.bias_values = random.normal(p.channels, 0, 0.5L, acc);
-  p.initial_values = random.normal(p.state_rows() * p.channels, 0, 1, p.type);
-  p.grad_final_values = random.normal(p.state_rows() * p.channels, 0, 1, p.type);
+  p.garbage = p.tokens.padding && random.chance(2);
+  p.fill(random);
   return p;
+}
+
+void ConvProblem::fill(Random& random) {
+  tokens.assign(random);
+  const ScalarType acc = acc_of(type);
+  const int64_t size = tokens.count() * channels;
+  x = random.normal(size, 0, 1, type);
+  grad_y = random.normal(size, 0, 1, type);
+  weight = random.normal(channels * width, 0, 0.5L, acc);
+  bias_values = random.normal(channels, 0, 0.5L, acc);
+  initial_values = random.normal(state_rows() * channels, 0, 1, type);
+  grad_final_values = random.normal(state_rows() * channels, 0, 1, type);
+  for (int64_t row = 0; garbage && row < tokens.count(); ++row) {
+    if (tokens.modality(row) >= 0) continue;
+    for (Reals* values : {&x, &grad_y}) {
+      std::fill_n(values->begin() + row * channels, channels, Real(NAN));
+    }
+  }
 }
 
 std::string ConvProblem::describe() const {
   std::ostringstream text;
-  text << name_of(type) << ", " << channels << " channels, width " << width << (silu ? ", silu" : "")
-       << (bias ? ", bias" : "") << (initial ? ", initial state" : "") << (final ? ", final state" : "")
-       << (in_place ? " in place" : "") << (grad_final ? ", its gradient" : "") << ", gap " << gap
+  text << name << ": " << name_of(type) << ", " << channels << " channels, width " << width
+       << (silu ? ", silu" : "") << (bias ? ", bias" : "") << (initial ? ", initial state" : "")
+       << (final ? ", final state" : "") << (in_place ? " in place" : "")
+       << (grad_final ? ", its gradient" : "") << (garbage ? ", NaN in padding" : "") << ", gap " << gap
        << ", offset " << offset << ", " << tokens.describe();
   return text.str();
 }

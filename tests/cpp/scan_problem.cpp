@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "scan_problem.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
+#include <utility>
+#include <vector>
 
 namespace mixture_of_mamba::testing {
 
@@ -25,134 +28,59 @@ ScanProblem ScanProblem::random(Random& random, bool with_float64, int longest) 
   p.absent_outputs = random.chance(3) ? random.bits() % 64 : 0;
   p.gap = random.chance(2) ? 0 : random.chance(2) ? 8 * random.below(4) : random.below(9);
   p.offset = random.chance(3) ? random.below(9) : 0;
-  const ScalarType acc = acc_of(p.type);
-  const int64_t inner = p.tokens.count() * p.channels, pairs = p.tokens.count() * p.states;
+  p.growing = p.type != ScalarType::kFloat16 && random.chance(6);  // grows beyond float16
+  p.garbage = p.tokens.padding && random.chance(2);
+  p.fill(random);
+  return p;
+}
+
+void ScanProblem::fill(Random& random) {
+  tokens.assign(random);
+  const ScalarType acc = acc_of(type);
+  const int64_t inner = tokens.count() * channels, pairs = tokens.count() * states;
   // Without softplus delta is what it is, and has to be positive for a decay.
   const auto positive = [](Reals values) {
     for (Real& value : values) value = std::fabs(value);
     return values;
   };
-  p.u = random.normal(inner, 0, 1, p.type);
-  p.dt = random.normal(inner, p.softplus ? -1 : 0, p.softplus ? 1 : 0.3L, p.type);
-  p.dt_bias = random.normal(p.bias_modalities * p.channels, p.softplus ? -1 : 0, 0.2L, acc);
-  if (!p.softplus) {
-    p.dt = positive(p.dt);
-    p.dt_bias = positive(p.dt_bias);
+  u = random.normal(inner, 0, 1, type);
+  dt = random.normal(inner, softplus ? -1 : 0, softplus ? 1 : 0.3L, type);
+  dt_bias = random.normal(bias_modalities * channels, softplus ? -1 : 0, softplus ? 0.5L : 0.1L, acc);
+  if (!softplus) {
+    dt = positive(dt);
+    dt_bias = positive(dt_bias);
   }
-  p.A = random.normal(p.channels * p.states, 0, 1, acc);
-  for (size_t i = 0; i < p.A.size(); ++i) {
-    p.A[i] = -std::fabs(p.A[i]) * static_cast<int>(1 + i % 16);  // exact: 4 bits would not round, floats do
-    p.A[i] = static_cast<float>(p.A[i]);
+  A = random.normal(channels * states, 0, 1, acc);
+  for (size_t i = 0; i < A.size(); ++i) {
+    const Real rate = -std::fabs(A[i]) * static_cast<int>(1 + i % 16);
+    A[i] = static_cast<float>(growing && random.chance(2) ? -0.01L * rate : rate);
   }
-  p.B = random.normal(pairs, 0, 1, p.type);
-  p.C = random.normal(pairs, 0, 1, p.type);
-  p.D = random.normal(p.channels, 1, 0.3L, acc);
-  p.z = random.normal(inner, 0, 1, p.type);
-  p.initial_values = random.normal(p.state_size(), 0, 1, acc);
-  p.grad_out = random.normal(inner, 0, 1, p.type);
-  p.grad_final_values = random.normal(p.state_size(), 0, 1, acc);
-  return p;
+  B = random.normal(pairs, 0, 1, type);
+  C = random.normal(pairs, 0, 1, type);
+  D = random.normal(channels, 1, 0.3L, acc);
+  z = random.normal(inner, 0, 1, type);
+  initial_values = random.normal(state_size(), 0, 1, acc);
+  grad_out = random.normal(inner, 0, 1, type);
+  grad_final_values = random.normal(state_size(), 0, 1, acc);
+  for (int64_t row = 0; garbage && row < tokens.count(); ++row) {
+    if (tokens.modality(row) >= 0) continue;
+    for (Reals* values : {&u, &dt, &z, &grad_out}) {
+      std::fill_n(values->begin() + row * channels, channels, Real(NAN));
+    }
+    for (Reals* values : {&B, &C}) std::fill_n(values->begin() + row * states, states, Real(NAN));
+  }
 }
 
 std::string ScanProblem::describe() const {
   std::ostringstream text;
-  text << name_of(type) << ", " << channels << " channels, " << states << " states, dt_bias of "
-       << bias_modalities << (softplus ? ", softplus" : "") << (reverse ? ", reverse" : "")
-       << (skip ? ", D" : "") << (gate ? ", z" : "") << (initial ? ", initial state" : "")
-       << (final ? ", final state" : "") << (in_place ? " in place" : "")
-       << (grad_final ? ", its gradient" : "") << ", absent outputs " << absent_outputs << ", gap " << gap
-       << ", offset " << offset << ", " << tokens.describe();
+  text << name << ": " << name_of(type) << ", " << channels << " channels, " << states
+       << " states, dt_bias of " << bias_modalities << (softplus ? ", softplus" : "")
+       << (reverse ? ", reverse" : "") << (skip ? ", D" : "") << (gate ? ", z" : "")
+       << (initial ? ", initial state" : "") << (final ? ", final state" : "")
+       << (in_place ? " in place" : "") << (grad_final ? ", its gradient" : "") << ", absent outputs "
+       << absent_outputs << (growing ? ", growing states" : "") << (garbage ? ", NaN in padding" : "")
+       << ", gap " << gap << ", offset " << offset << ", " << tokens.describe();
   return text.str();
-}
-
-struct ScanProblem::Gradients {
-  Reals u, dt, B, C, z, A, D, dt_bias, initial;
-};
-
-void ScanProblem::reference_channel(int64_t sequence, int64_t channel, Reals& out, Reals& final_state,
-                                    Gradients& grad) const {
-  struct Step {
-    int64_t row, at;       // at: of this channel in a row of activations
-    int64_t bias_at;       // in dt_bias
-    Real delta, slope, y;  // slope: d delta / d dt
-    Reals before;          // state
-  };
-  std::vector<Step> steps;
-  const int64_t first = tokens.begin(sequence), length = tokens.lengths[sequence];
-  const Real* const rate = &A[channel * states];
-  const int64_t state_at = (sequence * channels + channel) * states;
-  Reals h(states);
-  for (int64_t n = 0; initial && n < states; ++n) h[n] = initial_values[state_at + n];
-  for (int64_t i = 0; i < length; ++i) {
-    Step step;
-    step.row = tokens.rows[reverse ? first + length - 1 - i : first + i];
-    const int modality = tokens.modality(step.row);
-    if (modality < 0) continue;
-    step.at = step.row * channels + channel;
-    step.bias_at = (bias_modalities > 1 ? modality : 0) * channels + channel;
-    const Real before = dt[step.at] + (bias_modalities > 0 ? dt_bias[step.bias_at] : 0);
-    step.delta = softplus ? std::log1p(std::exp(before)) : before;
-    step.slope = softplus ? 1 / (1 + std::exp(-before)) : 1;
-    step.before = h;
-    step.y = skip ? D[channel] * u[step.at] : 0;
-    for (int64_t n = 0; n < states; ++n) {
-      h[n] = std::exp(step.delta * rate[n]) * h[n] + step.delta * u[step.at] * B[step.row * states + n];
-      step.y += C[step.row * states + n] * h[n];
-    }
-    out[step.at] = gate ? step.y * z[step.at] / (1 + std::exp(-z[step.at])) : step.y;
-    steps.push_back(step);
-  }
-  for (int64_t n = 0; n < states; ++n) final_state[state_at + n] = h[n];
-
-  Reals g(states);  // gradient of the state after the step
-  for (int64_t n = 0; grad_final && n < states; ++n) g[n] = grad_final_values[state_at + n];
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    const int64_t at = step->at, pair = step->row * states;
-    Real grad_y = grad_out[at];
-    if (gate) {
-      const Real s = 1 / (1 + std::exp(-z[at]));
-      grad.z[at] = grad_out[at] * step->y * s * (1 + z[at] * (1 - s));
-      grad_y *= z[at] * s;
-    }
-    Real grad_delta = 0, grad_drive = 0;  // drive: delta u
-    for (int64_t n = 0; n < states; ++n) {
-      const Real decay = std::exp(step->delta * rate[n]);
-      const Real after = decay * step->before[n] + step->delta * u[at] * B[pair + n];
-      grad.C[pair + n] += grad_y * after;
-      g[n] += grad_y * C[pair + n];
-      grad.B[pair + n] += g[n] * step->delta * u[at];
-      grad_drive += g[n] * B[pair + n];
-      grad_delta += g[n] * step->before[n] * decay * rate[n];
-      grad.A[channel * states + n] += g[n] * step->before[n] * decay * step->delta;
-      g[n] *= decay;
-    }
-    grad.u[at] = grad_drive * step->delta + (skip ? D[channel] * grad_y : 0);
-    grad.D[channel] += grad_y * u[at];
-    grad.dt[at] = (grad_delta + grad_drive * u[at]) * step->slope;
-    if (bias_modalities > 0) grad.dt_bias[step->bias_at] += grad.dt[at];
-  }
-  for (int64_t n = 0; n < states; ++n) grad.initial[state_at + n] = g[n];
-}
-
-Outputs ScanProblem::reference() const {
-  Reals out(u.size()), final_state(state_size());
-  Gradients grad{Reals(u.size()), Reals(u.size()), Reals(B.size()), Reals(B.size()),        Reals(u.size()),
-                 Reals(A.size()), Reals(channels), Reals(dt_bias.size()), Reals(state_size())};
-  for (int64_t s = 0; s < tokens.sequences(); ++s) {
-    for (int64_t c = 0; c < channels; ++c) reference_channel(s, c, out, final_state, grad);
-  }
-  const ScalarType acc = acc_of(type);
-  return {{"out", type, out, {}},
-          {"final_state", acc, final_state, {}},
-          {"grad_u", type, grad.u, {}},
-          {"grad_dt", type, grad.dt, {}},
-          {"grad_B", type, grad.B, {}},
-          {"grad_C", type, grad.C, {}},
-          {"grad_z", type, grad.z, {}},
-          {"grad_A", acc, grad.A, {}},
-          {"grad_D", acc, grad.D, {}},
-          {"grad_dt_bias", acc, grad.dt_bias, {}},
-          {"grad_initial_state", acc, grad.initial, {}}};
 }
 
 Outputs ScanProblem::run(Arena& arena, const ScanBackend& backend) const {
@@ -194,13 +122,18 @@ Outputs ScanProblem::run(Arena& arena, const ScanBackend& backend) const {
   if (final) f.final_state = in_place ? own_state.data() : state.data();
   f.checkpoints = checkpoints.data();
   backend.forward(f);
+  SelectiveScanForwardParams inference;
+  static_cast<SelectiveScanParams&>(inference) = p;
+  const Matrix inferred = rows(channels);
+  inference.out = inferred.writable();
+  backend.forward(inference);
 
   SelectiveScanBackwardParams b;
   static_cast<SelectiveScanParams&>(b) = p;
   b.grad_out = input(rows(channels), grad_out).const_rows();
   if (grad_final) b.grad_final_state = input(flat(state_size()), grad_final_values).data();
   b.checkpoints = checkpoints.data();
-  Outputs outputs = {output_of("out", out)};
+  Outputs outputs = {output_of("out", out), output_of("out", inferred)};
   if (final) outputs.push_back(output_of("final_state", in_place ? own_state : state));
   std::vector<std::pair<const char*, Matrix>> gradients;
   const auto matrix = [&](const char* name, int64_t columns, bool wanted) {

@@ -15,6 +15,7 @@
 //
 //   MOM_TEST_CASES   random configurations of each test (100)
 //   MOM_TEST_SEED    another seed gives other configurations (1)
+//   MOM_TEST_REPORT  set: at the end, how much of its tolerance each output used at most
 
 namespace mixture_of_mamba::testing {
 
@@ -55,6 +56,9 @@ inline ScalarType acc_of(ScalarType type) {
 // The two 16-bit formats, rounding to nearest even, by arithmetic on the value instead of its bits.
 uint16_t encode16(ScalarType type, Real value);
 Real decode16(ScalarType type, uint16_t bits);
+// What rounding to a 16-bit type may do to a value: half a unit in the last place. 0 for wider types, whose
+// rounding is part of the arithmetic.
+Real half_unit(ScalarType type, Real value);
 void encode(ScalarType type, Real value, unsigned char* to);
 Real decode(ScalarType type, const unsigned char* from);
 
@@ -86,17 +90,23 @@ struct Output {
   std::string name;
   ScalarType type;
   Reals values;
-  Bytes bytes;          // with whatever lies between rows
-  bool clean = true;    // nothing was written between rows
+  Bytes bytes;        // with whatever lies between rows
+  bool clean = true;  // nothing was written between rows
 };
 using Outputs = std::vector<Output>;
 
 Output output_of(const std::string& name, const Matrix& matrix);
 
-// The worst element of `got` that is not what `expected` (by name) says, as a sentence; empty when all is
-// well. Allowed: the rounding of the output's type, and `accumulated` of (|expected| + rms of the output)
-// for the arithmetic before it.
-std::string mismatch(const Outputs& got, const Outputs& expected, Real accumulated);
+// What arithmetic may lose before a result is rounded to a 16-bit type.
+struct Tolerance {
+  Real mean;   // of an output in the mean (root of squares), relative to its rms
+  Real worst;  // of one element, relative to its size and the rms
+
+  Tolerance operator*(Real factor) const { return {mean * factor, worst * factor}; }
+};
+// Where `got` is not what `expected` (by name) says, as a sentence; empty when all is well. `type` is that of
+// the activations.
+std::string mismatch(const Outputs& got, const Outputs& expected, ScalarType type, Tolerance tolerance);
 std::string bitwise_mismatch(const Outputs& a, const Outputs& b);
 
 // ---- Thread pools.

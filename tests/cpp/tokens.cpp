@@ -19,26 +19,32 @@ Tokens Tokens::random(Random& random, int longest) {
   tokens.sorted = !random.chance(4);
   tokens.routed = !random.chance(4);
   tokens.modalities = tokens.routed ? random.between(1, 5) : 1;
-  tokens.cu_seqlens = {0};
-  for (int length : tokens.lengths) tokens.cu_seqlens.push_back(tokens.cu_seqlens.back() + length);
+  tokens.padding = tokens.routed && random.chance(2);
+  tokens.assign(random);
+  return tokens;
+}
 
-  const bool padding = random.chance(2);
-  std::vector<int> ids(tokens.cu_seqlens.back());
-  for (int& id : ids) id = random.below(tokens.modalities + (padding ? 1 : 0));
-  if (tokens.modalities > 2 && random.chance(3)) {
+void Tokens::assign(Random& random) {
+  cu_seqlens = {0};
+  for (int length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
+  std::vector<int> ids(cu_seqlens.back());
+  // Rows alone, without offsets, may be in any order.
+  const int kinds = routed ? modalities + (padding ? 1 : 0) : 3;
+  for (int& id : ids) id = random.below(kinds);
+  if (modalities > 2 && random.chance(3)) {
     for (int& id : ids) id += id == 1;  // an empty modality
   }
-  if (!tokens.sorted) std::sort(ids.begin(), ids.end());
+  if (!sorted) std::sort(ids.begin(), ids.end());
   std::vector<int32_t> order(ids.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return ids[a] < ids[b]; });
-  tokens.rows.resize(ids.size());
-  for (size_t row = 0; row < order.size(); ++row) tokens.rows[order[row]] = static_cast<int32_t>(row);
-  for (int m = 0; m <= tokens.modalities; ++m) {
-    tokens.offsets.push_back(
+  rows.resize(ids.size());
+  for (size_t row = 0; row < order.size(); ++row) rows[order[row]] = static_cast<int32_t>(row);
+  offsets.clear();
+  for (int m = 0; m <= modalities; ++m) {
+    offsets.push_back(
         static_cast<int32_t>(std::count_if(ids.begin(), ids.end(), [&](int id) { return id < m; })));
   }
-  return tokens;
 }
 
 Tokens Tokens::hostile(Random& random) const {

@@ -16,6 +16,7 @@ struct Tokens {
   bool packed = false;       // with cu_seqlens
   bool sorted = false;       // with rows
   bool routed = false;       // with offsets
+  bool padding = false;      // some tokens are
   int modalities = 1;
   std::vector<int32_t> rows;     // [tokens]; the identity unless `sorted`
   std::vector<int32_t> offsets;  // [modalities + 1]
@@ -23,6 +24,8 @@ struct Tokens {
 
   // Up to `longest` tokens a sequence.
   static Tokens random(Random& random, int longest);
+  // Gives tokens their modalities: fills rows, offsets and cu_seqlens.
+  void assign(Random& random);
   // The same sizes with garbage for values.
   Tokens hostile(Random& random) const;
 
