@@ -71,7 +71,10 @@ def test_the_source_archive_holds_what_the_build_needs(tmp_path):
 
 
 def test_torch_is_the_only_dependency():
-    requirements = importlib.metadata.requires("mixture_of_mamba") or []
+    try:
+        requirements = importlib.metadata.requires("mixture_of_mamba") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("imported from a source folder, without metadata")
     assert [line for line in requirements if "extra ==" not in line] == ["torch>=2.11"]
 
 
