@@ -146,6 +146,17 @@ def _constant_matrices(
     return (out, last.reshape(batch, channels, states)) if return_last_state else out
 
 
+def _normalised(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    return x if weight is None else F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+
+
+def _read(matrix: Tensor, bias: Tensor | None, rms_weight: Tensor | None, eps: float) -> Tensor:
+    """B or C, read off x_proj as ``[batch, length, states]``, in the layout of :func:`selective_scan_fn`."""
+    if bias is not None:
+        matrix = matrix + bias.to(matrix.dtype)
+    return _normalised(matrix, rms_weight, eps).transpose(1, 2)
+
+
 def mamba_inner_fn(
     xz: Tensor,
     conv1d_weight: Tensor,
@@ -162,6 +173,11 @@ def mamba_inner_fn(
     B_proj_bias: Tensor | None = None,
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
 ) -> Tensor:
     """Everything of a Mamba block after ``in_proj``.
 
@@ -171,25 +187,32 @@ def mamba_inner_fn(
         x_proj_weight: ``[dt_rank + (states where B is None) + (states where C is None), channels]``.
         delta_proj_weight: ``[channels, dt_rank]``; out_proj_weight: ``[d_model, channels]``.
         A: ``[channels, states]``, real. B, C: ``[channels, states]``, or None: read off x_proj.
+        B_proj_bias, C_proj_bias: ``[states]``, added to a B or C that is read off x_proj.
+        checkpoint_lvl: 0 or 1, accepted and without effect: what is kept for backward is the same.
+        b_rms_weight, c_rms_weight: ``[states]``, dt_rms_weight: ``[channels]``; RMS norm of what is read off x_proj,
+            after the biases, and of delta before its bias. Unlike the original, the gradients are those of the norm,
+            and the weights have gradients too.
 
     Returns:
         ``[batch, length, d_model]``.
     """
     if A.is_complex():
         raise NotImplementedError(f"A must be real-valued, got {A.dtype}")
+    if checkpoint_lvl not in (0, 1):
+        raise ValueError(f"checkpoint_lvl must be 0 or 1, got {checkpoint_lvl}")
+    if (B is not None and b_rms_weight is not None) or (C is not None and c_rms_weight is not None):
+        raise ValueError("b_rms_weight and c_rms_weight are for a B and C that are read off x_proj, got constant ones")
     x, z = xz.transpose(1, 2).chunk(2, dim=-1)
     x, _ = causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, silu=True)
     states = A.shape[1]
     rank = delta_proj_weight.shape[1]
     sizes = [rank] + [states] * ((B is None) + (C is None))
     low, *variable = F.linear(x, x_proj_weight).split(sizes, dim=-1)
-    delta = F.linear(low, delta_proj_weight)
+    delta = _normalised(F.linear(low, delta_proj_weight), dt_rms_weight, b_c_dt_rms_eps)
     if B is None:
-        read = variable.pop(0)
-        B = (read if B_proj_bias is None else read + B_proj_bias.to(read.dtype)).transpose(1, 2)
+        B = _read(variable.pop(0), B_proj_bias, b_rms_weight, b_c_dt_rms_eps)
     if C is None:
-        read = variable.pop(0)
-        C = (read if C_proj_bias is None else read + C_proj_bias.to(read.dtype)).transpose(1, 2)
+        C = _read(variable.pop(0), C_proj_bias, c_rms_weight, b_c_dt_rms_eps)
     y = selective_scan_fn(
         x.transpose(1, 2), delta.transpose(1, 2), A, B, C, D, z.transpose(1, 2), delta_bias, delta_softplus
     )

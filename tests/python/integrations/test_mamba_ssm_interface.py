@@ -84,16 +84,12 @@ def test_without_softplus_and_last_state():
     torch.testing.assert_close(out, loop(**inputs)[0])
 
 
-@pytest.mark.parametrize("constant_B", [False, True])
-@pytest.mark.parametrize("constant_C", [False, True])
-def test_mamba_inner_fn(constant_B, constant_C):
-    batch, d_model, channels, length, states, rank = 2, 4, 8, 9, 3, 2
-    read = rank + states * (2 - constant_B - constant_C)
+def inner_problem(constant_B=False, constant_C=False, batch=2, d_model=4, channels=8, length=9, states=3, rank=2):
     tensors = {
         "xz": torch.randn(batch, 2 * channels, length),
         "conv1d_weight": torch.randn(channels, 1, 3),
         "conv1d_bias": torch.randn(channels),
-        "x_proj_weight": torch.randn(read, channels),
+        "x_proj_weight": torch.randn(rank + states * (2 - constant_B - constant_C), channels),
         "delta_proj_weight": torch.randn(channels, rank),
         "out_proj_weight": torch.randn(d_model, channels),
         "A": -torch.rand(channels, states),
@@ -104,23 +100,76 @@ def test_mamba_inner_fn(constant_B, constant_C):
         tensors["B"] = torch.randn(channels, states)
     if constant_C:
         tensors["C"] = torch.randn(channels, states)
-    t = {name: value.double().requires_grad_() for name, value in tensors.items()}
-    out = mamba_inner_fn(**t, out_proj_bias=None)
+    return {name: value.double() for name, value in tensors.items()}
+
+
+def inner_loop(t, eps=1e-6):
+    """The definition of mamba_inner_fn, one line for each of its steps."""
+
+    def norm(x, weight):  # over the second dimension
+        if weight is None:
+            return x
+        return x / (x.square().mean(1, keepdim=True) + eps).sqrt() * weight.unsqueeze(-1)
+
+    def read(name):
+        matrix = rest.pop(0)
+        if (bias := t.get(f"{name}_proj_bias")) is not None:
+            matrix = matrix + bias.unsqueeze(-1)
+        return norm(matrix, t.get(f"{name.lower()}_rms_weight"))
 
     x, z = t["xz"].chunk(2, dim=1)
-    x = F.silu(F.conv1d(F.pad(x, (2, 0)), t["conv1d_weight"], t["conv1d_bias"], groups=channels))
+    x = F.silu(F.conv1d(F.pad(x, (2, 0)), t["conv1d_weight"], t["conv1d_bias"], groups=x.shape[1]))
     low = torch.einsum("rc,bcl->brl", t["x_proj_weight"], x)
-    delta = torch.einsum("cr,brl->bcl", t["delta_proj_weight"], low[:, :rank])
-    rest = list(low[:, rank:].split(states, dim=1)) if read > rank else []
-    B = t["B"] if constant_B else rest.pop(0)
-    C = t["C"] if constant_C else rest.pop(0)
+    rank, states = t["delta_proj_weight"].shape[1], t["A"].shape[1]
+    delta = norm(torch.einsum("cr,brl->bcl", t["delta_proj_weight"], low[:, :rank]), t.get("dt_rms_weight"))
+    rest = list(low[:, rank:].split(states, dim=1))
+    B = t["B"] if "B" in t else read("B")
+    C = t["C"] if "C" in t else read("C")
     y, _ = loop(x, delta, t["A"], B, C, t["D"], z, t["delta_bias"], delta_softplus=True)
-    expected = torch.einsum("dc,bcl->bld", t["out_proj_weight"], y)
+    return torch.einsum("dc,bcl->bld", t["out_proj_weight"], y)
+
+
+def assert_inner_is_the_loop(t, **options):
+    t = {name: value.requires_grad_() for name, value in t.items()}
+    out = mamba_inner_fn(**t, out_proj_bias=None, **options)
+    expected = inner_loop(t, options.get("b_c_dt_rms_eps", 1e-6))
     torch.testing.assert_close(out, expected)
     grad = torch.randn_like(out)
     ours = torch.autograd.grad(out, list(t.values()), grad)
     for name, got, want in zip(t, ours, torch.autograd.grad(expected, list(t.values()), grad), strict=True):
         torch.testing.assert_close(got, want, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("constant_B", [False, True])
+@pytest.mark.parametrize("constant_C", [False, True])
+def test_mamba_inner_fn(constant_B, constant_C):
+    assert_inner_is_the_loop(inner_problem(constant_B, constant_C))
+
+
+@pytest.mark.parametrize("checkpoint_lvl", [0, 1])
+def test_mamba_inner_fn_with_biases_and_norms(checkpoint_lvl):
+    """Every gradient, those of the norms' weights included."""
+    sizes = {"B_proj_bias": 3, "C_proj_bias": 3, "b_rms_weight": 3, "c_rms_weight": 3, "dt_rms_weight": 8}
+    t = inner_problem() | {name: torch.randn(size).double() for name, size in sizes.items()}
+    assert_inner_is_the_loop(t, checkpoint_lvl=checkpoint_lvl, b_c_dt_rms_eps=1e-2)
+
+
+def test_mamba_inner_fn_takes_the_originals_arguments_by_position():
+    t = inner_problem()
+    head = ("xz", "conv1d_weight", "conv1d_bias", "x_proj_weight", "delta_proj_weight", "out_proj_weight")
+    weights = torch.rand(3).double(), torch.rand(3).double(), torch.rand(8).double()
+    tail = (t["A"], None, None, t["D"], t["delta_bias"], None, None, True, 1, *weights, 1e-5)
+    out = mamba_inner_fn(*(t[name] for name in head), None, *tail)
+    names = ("b_rms_weight", "c_rms_weight", "dt_rms_weight")
+    torch.testing.assert_close(out, inner_loop(t | dict(zip(names, weights, strict=True)), 1e-5))
+
+
+def test_mamba_inner_fn_errors():
+    t = inner_problem(constant_B=True) | {"out_proj_bias": None}
+    with pytest.raises(ValueError, match=r"checkpoint_lvl must be 0 or 1, got 2"):
+        mamba_inner_fn(**t, checkpoint_lvl=2)
+    with pytest.raises(ValueError, match=r"for a B and C that are read off x_proj, got constant ones"):
+        mamba_inner_fn(**t, b_rms_weight=torch.ones(3))
 
 
 def test_errors():
