@@ -3,7 +3,11 @@
 
 #include "kernels/cpu/dispatch.h"
 
-const char* mixture_of_mamba_built_with_torch() { return MOM_BUILT_WITH_TORCH; }
+// With its prefix, the doctor finds it in a library that does not load.
+#define MOM_BUILT_PREFIX "mixture_of_mamba built with torch "
+static const char kBuiltWithTorch[] = MOM_BUILT_PREFIX MOM_BUILT_WITH_TORCH;
+
+const char* mixture_of_mamba_built_with_torch() { return kBuiltWithTorch + sizeof(MOM_BUILT_PREFIX) - 1; }
 
 const char* mixture_of_mamba_cpu_isa() {
   switch (mixture_of_mamba::chosen_isa()) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/grouped_linear.h"
 
+#include "ops/cpu_backend.h"
+
 STABLE_TORCH_LIBRARY_FRAGMENT(mixture_of_mamba, m) {
   m.def(
       "grouped_linear(Tensor x, Tensor[] weight, Tensor[] bias, Tensor offsets, Tensor? host_offsets) -> "
@@ -13,6 +15,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mixture_of_mamba, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(mixture_of_mamba, CPU, m) {
   using namespace mixture_of_mamba::ops;
-  m.impl("grouped_linear", TORCH_BOX(&grouped_linear<HostPath>));
-  m.impl("grouped_linear_backward", TORCH_BOX(&grouped_linear_backward<HostPath>));
+  m.impl("grouped_linear", TORCH_BOX(&grouped_linear<HostPath<CpuBackend>>));
+  m.impl("grouped_linear_backward", TORCH_BOX(&grouped_linear_backward<HostPath<CpuBackend>>));
 }

@@ -9,8 +9,8 @@
 
 // grouped_linear: y[rows of m] = x[rows of m] @ weight[m].T + bias[m]; padding rows are 0.
 //
-// With row boundaries known on the host (CPU tensors, or host_offsets) it is a loop of the library's
-// own GEMMs on row ranges. Without, everything stays on the device: see cuda/grouped_linear.cpp.
+// With row boundaries known on the host (CPU tensors, or host_offsets) it is a loop of torch's own GEMMs on
+// row ranges. Without, everything stays on the device: see cuda/grouped_linear.cpp.
 
 namespace mixture_of_mamba::ops {
 
@@ -34,23 +34,24 @@ struct GroupedInputs {
 Tensor as_matrix(const Tensor& tensor);
 std::vector<int64_t> with_last_size(const Tensor& tensor, int64_t size);
 
-// out = input @ weight.T (+ bias)
-void linear_out(const Tensor& out, const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
-// out = left @ right
-void matmul_out(const Tensor& out, const Tensor& left, const Tensor& right);
-
-// The host-boundary path.
-void grouped_forward(const GroupedInputs& in, const Tensor& y);
-void grouped_grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& grad_x);
-
-// Shared shell of the backward op; `Path` computes each part in its own way.
+// Boundaries on the host: products on row ranges.
+template <typename Backend>
 struct HostPath {
-  static void forward(const GroupedInputs& in, const Tensor& y) { grouped_forward(in, y); }
-  static void grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& out) {
-    grouped_grad_x(in, grad, out);
+  static Projection projection(const GroupedInputs& in) {
+    return {Backend::products(), in.weight, in.bias, in.boundaries};
   }
-  static Tensors grad_weight(const GroupedInputs& in, const Tensor& grad);
-  static Tensors grad_bias(const GroupedInputs& in, const Tensor& grad);
+  static void forward(const GroupedInputs& in, const Tensor& y) {
+    projection(in).forward(MatrixView(in.x), MatrixView(y), true);
+  }
+  static void grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& out) {
+    projection(in).grad_input(MatrixView(grad), MatrixView(out), true);
+  }
+  static Tensors grad_weight(const GroupedInputs& in, const Tensor& grad) {
+    return projection(in).grad_weight(MatrixView(grad), MatrixView(in.x));
+  }
+  static Tensors grad_bias(const GroupedInputs& in, const Tensor& grad) {
+    return projection(in).grad_bias(MatrixView(grad));
+  }
 };
 
 using GroupedGradients = std::tuple<Tensor, Tensors, Tensors>;

@@ -9,9 +9,11 @@
 
 // mamba_block: the whole block of plain projections as one op, with rows in sorted order.
 //
-//   x, z     = in_proj(input)               u = silu(causal_conv1d(x))
-//   dt, B, C = x_proj(u)                    y = selective_scan(u, dt_proj(dt), -exp(A_log), B, C, D, z,
-//   dt_bias) output   = out_proj(y)
+//   x, z     = in_proj(input)
+//   u        = silu(causal_conv1d(x))
+//   dt, B, C = x_proj(u)
+//   y        = selective_scan(u, dt_proj(dt), -exp(A_log), B, C, D, z, dt_bias)
+//   output   = out_proj(y)
 //
 // It is what the ops compute one after the other, less what lies between them: halves and slices are written
 // where the next step reads them, the two gradients of u meet in a GEMM, and the host makes one call.
@@ -20,6 +22,9 @@
 // again: a pass of the convolution and a narrow GEMM for two activations of the inner width.
 
 namespace mixture_of_mamba::ops {
+
+// [batch, length, width] as [tokens, width]; copied unless its rows have one stride.
+MatrixView rows_view(const Tensor& x);
 
 // The arguments that forward and backward share, checked.
 struct BlockInputs {
@@ -31,6 +36,9 @@ struct BlockInputs {
               const OptionalTensor& cu_seqlens, const OptionalTensor& conv_state,
               const OptionalTensor& ssm_state);
 
+  int64_t sequences() const { return order.order().sequences; }
+  int64_t taps() const { return conv_weight.size(1) - 1; }  // of the convolution into the past
+  int64_t slots() const { return selective_scan_checkpoint_slots(tokens, sequences()); }
   Tensor empty(int64_t rows, int64_t columns) const { return empty_like_device(input, {rows, columns}, io); }
   // The parts of xz [tokens, 2 * inner] and of x_dbl [tokens, rank + 2 * states].
   MatrixView x_of(const Tensor& xz) const { return MatrixView(xz).column_range(0, inner); }
@@ -46,6 +54,7 @@ struct BlockInputs {
   Dtype io, acc;
   int64_t batch, length, tokens, width, inner, states, rank;
   Tensor input;
+  Order order;
   MatrixView x;  // [tokens, width]
   Boundaries boundaries;
   Projection in_proj, x_proj, dt_proj, out_proj;
@@ -92,19 +101,17 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
   const Backend backend(x);
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
   in.in_proj.forward(in.x, MatrixView(xz), true);
-  const int64_t sequences = in.conv(xz).sequences(), taps = in.conv_weight.size(1) - 1;
-  const Tensor new_conv_state = empty_like_device(x, {sequences, taps, in.inner}, in.io);
-  const Tensor new_ssm_state = empty_like_device(x, {sequences, in.inner, in.states}, in.acc);
+  const Tensor new_conv_state = empty_like_device(x, {in.sequences(), in.taps(), in.inner}, in.io);
+  const Tensor new_ssm_state = empty_like_device(x, {in.sequences(), in.inner, in.states}, in.acc);
   block_conv(in, backend, xz, u, new_conv_state);
 
   const Tensor x_dbl = in.empty(in.tokens, in.rank + 2 * in.states), dt = in.empty(in.tokens, in.inner);
   in.x_proj.forward(MatrixView(u), MatrixView(x_dbl), true);
   in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
-  const Tensor nothing = empty_like_device(x, {0}, in.io), no_states = empty_like_device(x, {0}, in.acc);
-  const int64_t slots = selective_scan_checkpoint_slots(in.tokens, sequences);
+  const auto nothing = [&] { return empty_like_device(x, {0}, in.io); };
   const bool checkpoint = keep && !lean;
-  const Tensor checkpoints =
-      checkpoint ? empty_like_device(x, {slots, in.inner, in.states}, in.acc) : no_states;
+  const Tensor checkpoints = checkpoint ? empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc)
+                                        : empty_like_device(x, {0}, in.acc);
   const Tensor gated = in.empty(in.tokens, in.inner);
   block_scan(in, backend, xz, x_dbl, u, dt, gated, new_ssm_state,
              checkpoint ? OptionalTensor(checkpoints) : OptionalTensor());
@@ -114,9 +121,9 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
   return {y,
           new_conv_state,
           new_ssm_state,
-          keep ? xz : nothing,
-          keep ? x_dbl : nothing,
-          checkpoint ? gated : nothing,
+          keep ? xz : nothing(),
+          keep ? x_dbl : nothing(),
+          checkpoint ? gated : nothing(),
           checkpoints};
 }
 
@@ -126,13 +133,15 @@ enum BlockNeeds : int64_t { kNeedsX = 1, kNeedsIn = 2, kNeedsXProj = 4, kNeedsDt
 using BlockGradients = std::tuple<Tensor, Tensors, Tensors, Tensor, Tensor, Tensors, Tensors, Tensors, Tensor,
                                   Tensor, Tensors, Tensors, Tensor, Tensor>;
 
-// grad_y as rows, checked; and the conversions of what the kernels leave.
+// Gradients of the outputs, checked, in the form kernels take; and the conversions of what the kernels leave.
 MatrixView block_grad_y(const BlockInputs& in, const Tensor& grad_y);
+Block block_grad_conv_state(const BlockInputs& in, const OptionalTensor& grad);
+Block block_grad_ssm_state(const BlockInputs& in, const OptionalTensor& grad);
 Tensors like(Tensors grads, const Tensors& inputs);
 Tensors rows_of(const Tensor& matrix, const Tensors& inputs);
 Tensor multiply(const Tensor& left, const Tensor& right);
 void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
-                const Tensor& checkpoints, int64_t sequences);
+                const Tensor& checkpoints);
 
 template <typename Backend>
 BlockGradients mamba_block_backward(
@@ -146,10 +155,11 @@ BlockGradients mamba_block_backward(
                        host_offsets, cu_seqlens, conv_state, ssm_state);
   const Backend backend(x);
   const MatrixView grad_rows = block_grad_y(in, grad_y);
-  const ConvInputs conv = in.conv(xz);
-  check_kept(in, xz, x_dbl, gated, checkpoints, conv.sequences());
+  const Block grad_final_conv = block_grad_conv_state(in, grad_conv_state);
+  const Block grad_final_ssm = block_grad_ssm_state(in, grad_ssm_state);
+  check_kept(in, xz, x_dbl, gated, checkpoints);
   const auto states = [&](int64_t middle, int64_t last, Dtype dtype, bool wanted) {
-    return wanted ? empty_like_device(x, {conv.sequences(), middle, last}, dtype)
+    return wanted ? empty_like_device(x, {in.sequences(), middle, last}, dtype)
                   : empty_like_device(x, {0}, dtype);
   };
 
@@ -158,9 +168,8 @@ BlockGradients mamba_block_backward(
   block_conv(in, backend, xz, u, {});
   in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
   if (checkpoints.numel() == 0) {
-    const int64_t slots = selective_scan_checkpoint_slots(in.tokens, conv.sequences());
     gated = in.empty(in.tokens, in.inner);
-    checkpoints = empty_like_device(x, {slots, in.inner, in.states}, in.acc);
+    checkpoints = empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc);
     block_scan(in, backend, xz, x_dbl, u, dt, gated, {}, checkpoints);
   }
 
@@ -181,10 +190,9 @@ BlockGradients mamba_block_backward(
     const ScanInputs scan = in.scan(xz, x_dbl, u, dt);
     SelectiveScanBackwardParams params;
     scan.fill(params);
-    const Block grad_final = grad_ssm_state ? Block(*grad_ssm_state, in.acc) : Block();
     const RowView grad_out(MatrixView(grad_gated).as_activation(in.batch, in.length), in.io);
     params.grad_out = grad_out.rows();
-    params.grad_final_state = grad_final.data();
+    params.grad_final_state = grad_final_ssm.data();
     params.checkpoints = checkpoints.const_data_ptr();
     params.grad_u = MatrixView(grad_u).writable();
     params.grad_dt = MatrixView(grad_dt).writable();
@@ -204,16 +212,16 @@ BlockGradients mamba_block_backward(
   in.x_proj.add_grad_input(MatrixView(grad_x_dbl), MatrixView(grad_u));
   if (needs & kNeedsXProj) grad_x_weight = in.x_proj.grad_weight(MatrixView(grad_x_dbl), MatrixView(u));
 
-  const Tensor grad_conv_weight = empty_like_device(x, {in.inner, conv.width}, in.acc);
+  const Tensor grad_conv_weight = empty_like_device(x, {in.inner, in.taps() + 1}, in.acc);
   const Tensor grad_conv_bias = empty_like_device(x, {conv_bias ? in.inner : 0}, in.acc);
-  const Tensor grad_conv = states(conv.width - 1, in.inner, in.io, conv_state.has_value());
+  const Tensor grad_conv = states(in.taps(), in.inner, in.io, conv_state.has_value());
   {
+    const ConvInputs conv = in.conv(xz);
     CausalConv1dBackwardParams params;
     conv.fill(params);
-    const Block grad_final = grad_conv_state ? Block(*grad_conv_state, in.io) : Block();
     const RowView grad_u_rows(MatrixView(grad_u).as_activation(in.batch, in.length), in.io);
     params.grad_y = grad_u_rows.rows();
-    params.grad_final_state = grad_final.data();
+    params.grad_final_state = grad_final_conv.data();
     params.grad_x = in.x_of(grad_xz).writable();
     params.grad_weight = grad_conv_weight.mutable_data_ptr();
     if (conv_bias) params.grad_bias = grad_conv_bias.mutable_data_ptr();

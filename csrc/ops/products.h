@@ -38,9 +38,9 @@ class MatrixView {
  public:
   MatrixView(const Tensor& base, int64_t rows, int64_t columns, int64_t row_stride, int64_t offset = 0)
       : base_(base), rows_(rows), columns_(columns), row_stride_(row_stride), offset_(offset) {}
-  explicit MatrixView(const Tensor& contiguous_matrix)
-      : MatrixView(contiguous_matrix, contiguous_matrix.size(0), contiguous_matrix.size(1),
-                   contiguous_matrix.size(1)) {}
+  // `matrix` has contiguous columns.
+  explicit MatrixView(const Tensor& matrix)
+      : MatrixView(matrix, matrix.size(0), matrix.size(1), matrix.stride(0)) {}
 
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }

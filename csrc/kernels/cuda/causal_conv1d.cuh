@@ -81,13 +81,18 @@ struct Walk : Taps<K::kWidth> {
   const CausalConv1dParams& p;
   const ConvArgs& args;
   const int64_t channel;
+  const int32_t valid_rows;  // rows from here on are padding
   ScanUnit unit;
   Values<K::kWidth == 1 ? 1 : (K::kWidth > 0 ? K::kWidth - 1 : 0), kVector> window;
   float weight[K::kWidth > 0 ? K::kWidth : 1][kVector];
   float bias[kVector];
 
   __device__ __forceinline__ Walk(const CausalConv1dParams& p_, const ConvArgs& args_, int64_t channel_)
-      : Taps<K::kWidth>(p_), p(p_), args(args_), channel(channel_) {
+      : Taps<K::kWidth>(p_),
+        p(p_),
+        args(args_),
+        channel(channel_),
+        valid_rows(p.order.offsets != nullptr ? p.order.offsets[p.order.modalities] : INT32_MAX) {
     window.place(args, 0);
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
@@ -106,14 +111,17 @@ struct Walk : Taps<K::kWidth> {
     if constexpr (K::kWidth > 0) return weight[k][v];
     return load_weight(k, v);
   }
+  __device__ __forceinline__ bool is_padding(int32_t row) const { return row >= valid_rows; }
+  // Aligned rows are less than 2^31 elements apart: one multiply-add.
+  __device__ __forceinline__ int64_t element(int64_t stride, int32_t row) const {
+    return (K::kAligned ? static_cast<int64_t>(row) * static_cast<int32_t>(stride) : row * stride) + channel;
+  }
   __device__ __forceinline__ Channels load(const ConstRows& rows, int32_t row) const {
-    return load_pack<T, kVector, K::kAligned>(static_cast<const T*>(rows.data) + row * rows.stride + channel);
+    return load_pack<T, kVector, K::kAligned>(static_cast<const T*>(rows.data) + element(rows.stride, row));
   }
   __device__ __forceinline__ void store(const Rows& rows, int32_t row, const float (&values)[kVector]) const {
-    Channels out;
-#pragma unroll
-    for (int v = 0; v < kVector; ++v) out.values[v] = from_float<T>(values[v]);
-    store_pack<T, kVector, K::kAligned>(static_cast<T*>(rows.data) + row * rows.stride + channel, out);
+    store_pack<T, kVector, K::kAligned>(static_cast<T*>(rows.data) + element(rows.stride, row),
+                                        from_floats<T>(values));
   }
   __device__ __forceinline__ int64_t state_offset(int j) const {
     return (static_cast<int64_t>(unit.sequence) * taps + j) * p.channels + channel;
@@ -132,7 +140,7 @@ struct Walk : Taps<K::kWidth> {
   __device__ __forceinline__ bool any_padding(const int32_t (&row)[kCount]) const {
     bool any = false;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) any = any || p.order.is_padding(row[i]);
+    for (int i = 0; i < kCount; ++i) any = any || is_padding(row[i]);
     return any;
   }
 
@@ -161,18 +169,20 @@ struct Walk : Taps<K::kWidth> {
     }
     int32_t time = unit.base;
     for (int found = 0; time > begin && found < taps;) {
-      found += !p.order.is_padding(p.order.row_of(--time));
+      found += !is_padding(p.order.row_of(--time));
     }
 #pragma unroll 1
     for (; time < unit.base; ++time) {
       const int32_t row = p.order.row_of(time);
-      if (!p.order.is_padding(row)) push(load(p.x, row));
+      if (!is_padding(row)) push(load(p.x, row));
     }
   }
 
   __device__ __forceinline__ void pre_activation(const Channels& x, float (&pre)[kVector]) {
+    float now[kVector];
+    to_floats(x, now);
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) pre[v] = fmaf(tap(taps, v), to_float(x.values[v]), bias[v]);
+    for (int v = 0; v < kVector; ++v) pre[v] = fmaf(tap(taps, v), now[v], bias[v]);
 #pragma unroll
     for (int j = 0; j < taps; ++j) {
 #pragma unroll
@@ -187,8 +197,10 @@ struct Walk : Taps<K::kWidth> {
 #pragma unroll
       for (int v = 0; v < kVector; ++v) window.at(j, v) = window.at(j + 1, v);
     }
+    float now[kVector];
+    to_floats(x, now);
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) window.at(taps - 1, v) = to_float(x.values[v]);
+    for (int v = 0; v < kVector; ++v) window.at(taps - 1, v) = now[v];
   }
 };
 
@@ -205,7 +217,8 @@ inline int64_t channel_blocks_of(int64_t channels, int vector) {
 }
 
 inline bool rows_in_words(const void* data, int64_t stride, int64_t element_bytes, int64_t word_bytes) {
-  return data == nullptr || (is_aligned_to(data, word_bytes) && stride * element_bytes % word_bytes == 0);
+  return data == nullptr ||
+         (is_aligned_to(data, word_bytes) && stride * element_bytes % word_bytes == 0 && stride <= INT32_MAX);
 }
 
 }  // namespace mixture_of_mamba::conv

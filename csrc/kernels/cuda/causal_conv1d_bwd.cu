@@ -55,11 +55,12 @@ struct BackwardWalk : Walk<K> {
     }
   }
 
+  // The gradient of an input that leaves the window. kPlain: it is a row of this unit or foreign.
+  template <bool kPlain>
   __device__ __forceinline__ void retire(int32_t from, const float (&grad)[kVector]) {
-    if (from == kForeign) return;
-    if (from >= 0) {
-      if (p.grad_x.data != nullptr) this->store(p.grad_x, from, grad);
-    } else if (p.grad_initial_state != nullptr) {
+    if (from >= 0 && p.grad_x.data != nullptr) this->store(p.grad_x, from, grad);
+    if constexpr (!kPlain) {
+      if (from >= 0 || from == kForeign || p.grad_initial_state == nullptr) return;
       T* state = static_cast<T*>(p.grad_initial_state);
 #pragma unroll
       for (int v = 0; v < kVector; ++v) state[this->state_offset(-1 - from) + v] = from_float<T>(grad[v]);
@@ -69,34 +70,34 @@ struct BackwardWalk : Walk<K> {
   __device__ __forceinline__ int32_t source_at(int j) { return __float_as_int(source.at(j, 0)); }
   __device__ __forceinline__ void set_source(int j, int32_t from) { source.at(j, 0) = __int_as_float(from); }
 
-  // One token that is not padding; `own` when it belongs to this unit.
-  __device__ __forceinline__ void token(int32_t row, const Channels& x, const Channels& grad_y, bool own) {
-    float grad[kVector], pre[kVector];
+  // One token that is not padding; kOwn when it belongs to this unit.
+  template <bool kOwn, bool kPlain>
+  __device__ __forceinline__ void token(int32_t row, const Channels& x, const Channels& grad_y) {
+    float grad[kVector], pre[kVector], now[kVector];
+    to_floats(grad_y, grad);
+    to_floats(x, now);
+    this->pre_activation(x, pre);
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) grad[v] = to_float(grad_y.values[v]);
-    if (p.silu) {
-      this->pre_activation(x, pre);
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        const float s = 1.0f / (1.0f + ex2(-pre[v] * kLog2E));
-        grad[v] *= s * fmaf(pre[v], 1.0f - s, 1.0f);
-      }
+    for (int v = 0; v < kVector; ++v) {
+      const float s = sigmoid_fast<T>(pre[v]), slope = s * fmaf(pre[v], 1.0f - s, 1.0f);
+      grad[v] *= p.silu ? slope : 1.0f;  // a selection: a branch would cut the run of instructions
     }
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
 #pragma unroll
       for (int j = 0; j < taps; ++j) {
         grad_window.at(j, v) = fmaf(this->tap(j, v), grad[v], grad_window.at(j, v));
-        if (own) grad_weight.at(j, v) = fmaf(window.at(j, v), grad[v], grad_weight.at(j, v));
+        if (kOwn) grad_weight.at(j, v) = fmaf(window.at(j, v), grad[v], grad_weight.at(j, v));
       }
-      if (own) {
-        grad_weight.at(taps, v) = fmaf(to_float(x.values[v]), grad[v], grad_weight.at(taps, v));
+      if (kOwn) {
+        grad_weight.at(taps, v) = fmaf(now[v], grad[v], grad_weight.at(taps, v));
         grad_bias[v] += grad[v];
       }
     }
-    shift(own ? row : kForeign, x, grad);
+    shift<kPlain>(kOwn ? row : kForeign, x, grad);
   }
 
+  template <bool kPlain>
   __device__ __forceinline__ void shift(int32_t from, const Channels& x, float (&grad)[kVector]) {
     float leaving[kVector];
 #pragma unroll
@@ -105,8 +106,8 @@ struct BackwardWalk : Walk<K> {
       leaving[v] = taps == 0 ? own : grad_window.at(0, v);
       grad[v] = own;
     }
-    if (taps == 0) return retire(from, leaving);
-    retire(source_at(0), leaving);
+    if (taps == 0) return retire<kPlain>(from, leaving);
+    retire<kPlain>(source_at(0), leaving);
 #pragma unroll
     for (int j = 0; j + 1 < taps; ++j) {
 #pragma unroll
@@ -130,11 +131,13 @@ struct BackwardWalk : Walk<K> {
   }
 
   __device__ __forceinline__ void own_tokens() {
-    const int32_t last = unit.base + unit.length - 1;
+    const int32_t length = unit.length, last = unit.base + length - 1;
+    const bool states_leave = unit.chunk == 0 && p.grad_initial_state != nullptr;
     int32_t next_row[kInFlight];
-    if (unit.length > 0) this->find_rows(unit.base, last, next_row);
+    if (length > 0) this->find_rows(unit.base, last, next_row);
     begin();
-    for (int first = 0; first < unit.length; first += kInFlight) {
+#pragma unroll 1
+    for (int first = 0; first < length; first += kInFlight) {
       int32_t row[kInFlight];
       Channels x[kInFlight], grad_y[kInFlight];
 #pragma unroll
@@ -144,16 +147,22 @@ struct BackwardWalk : Walk<K> {
         grad_y[i] = this->load(p.grad_y, row[i]);
       }
       this->find_rows(unit.base + first + kInFlight, last, next_row);
+      if (first + kInFlight <= length && !this->any_padding(row) && !(states_leave && first < taps)) {
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (first + i >= unit.length) continue;
-        if (p.order.is_padding(row[i])) {
-          const float zero[kVector] = {};
-          retire(row[i], zero);
-        } else {
-          token(row[i], x[i], grad_y[i], true);
-        }
+        for (int i = 0; i < kInFlight; ++i) token<true, true>(row[i], x[i], grad_y[i]);
+        continue;
       }
+#pragma unroll 1
+      for (int i = first; i < min(first + kInFlight, length); ++i) one_token(p.order.row_of(unit.base + i));
+    }
+  }
+
+  __device__ __forceinline__ void one_token(int32_t row) {
+    if (this->is_padding(row)) {
+      const float zero[kVector] = {};
+      retire<true>(row, zero);
+    } else {
+      token<true, false>(row, this->load(p.x, row), this->load(p.grad_y, row));
     }
   }
 
@@ -173,7 +182,7 @@ struct BackwardWalk : Walk<K> {
             grad_y[j] = this->load(p.grad_y, row[j]);
           }
 #pragma unroll
-          for (int j = 0; j < taps; ++j) token(row[j], x[j], grad_y[j], false);
+          for (int j = 0; j < taps; ++j) token<false, false>(row[j], x[j], grad_y[j]);
           return;
         }
       }
@@ -182,8 +191,8 @@ struct BackwardWalk : Walk<K> {
 #pragma unroll 1
     for (; time < end && seen < taps; ++time) {
       const int32_t row = p.order.row_of(time);
-      if (p.order.is_padding(row)) continue;
-      token(row, this->load(p.x, row), this->load(p.grad_y, row), false);
+      if (this->is_padding(row)) continue;
+      token<false, false>(row, this->load(p.x, row), this->load(p.grad_y, row));
       ++seen;
     }
     if (seen == taps) return;  // nothing of this unit is left in the window
@@ -193,7 +202,7 @@ struct BackwardWalk : Walk<K> {
 #pragma unroll
       for (int v = 0; v < kVector; ++v)
         grad[v] = grad_window.at(j, v) + this->state_value(p.grad_final_state, j, v);
-      retire(source_at(j), grad);
+      retire<false>(source_at(j), grad);
     }
   }
 

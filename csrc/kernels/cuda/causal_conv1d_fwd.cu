@@ -19,14 +19,30 @@ namespace {
 constexpr int kInFlight = 8;  // tokens whose loads are issued together
 constexpr int kBlocksPerProcessor = 16;
 
+// One token that is not padding.
+template <typename K>
+__device__ __forceinline__ void forward_token(const CausalConv1dForwardParams& p, Walk<K>& walk, int32_t row,
+                                              const typename Walk<K>::Channels& x) {
+  float y[K::kVector];
+  walk.pre_activation(x, y);
+#pragma unroll
+  for (int v = 0; v < K::kVector; ++v) {
+    const float activated = silu_fast<typename K::T>(y[v]);
+    y[v] = p.silu ? activated : y[v];  // a selection: a branch would cut the run of instructions
+  }
+  walk.push(x);
+  walk.store(p.y, row, y);
+}
+
 template <typename K>
 __device__ __forceinline__ void forward_unit(const CausalConv1dForwardParams& p, Walk<K>& walk) {
   using Channels = typename Walk<K>::Channels;
-  const int32_t last = walk.unit.base + walk.unit.length - 1;
+  const int32_t length = walk.unit.length, last = walk.unit.base + length - 1;
   int32_t next_row[kInFlight];
-  if (walk.unit.length > 0) walk.find_rows(walk.unit.base, last, next_row);
+  if (length > 0) walk.find_rows(walk.unit.base, last, next_row);
   walk.look_back();
-  for (int first = 0; first < walk.unit.length; first += kInFlight) {
+#pragma unroll 1
+  for (int first = 0; first < length; first += kInFlight) {
     int32_t row[kInFlight];
     Channels x[kInFlight];
 #pragma unroll
@@ -35,19 +51,20 @@ __device__ __forceinline__ void forward_unit(const CausalConv1dForwardParams& p,
       x[i] = walk.load(p.x, row[i]);
     }
     walk.find_rows(walk.unit.base + first + kInFlight, last, next_row);
+    if (first + kInFlight <= length && !walk.any_padding(row)) {
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      if (first + i >= walk.unit.length) continue;
-      float y[K::kVector] = {};
-      if (!p.order.is_padding(row[i])) {
-        walk.pre_activation(x[i], y);
-        if (p.silu) {
-#pragma unroll
-          for (int v = 0; v < K::kVector; ++v) y[v] = silu_fast<typename K::T>(y[v]);
-        }
-        walk.push(x[i]);
+      for (int i = 0; i < kInFlight; ++i) forward_token(p, walk, row[i], x[i]);
+      continue;
+    }
+#pragma unroll 1
+    for (int i = first; i < min(first + kInFlight, length); ++i) {
+      const int32_t one = p.order.row_of(walk.unit.base + i);
+      if (walk.is_padding(one)) {
+        const float zero[K::kVector] = {};
+        walk.store(p.y, one, zero);
+      } else {
+        forward_token(p, walk, one, walk.load(p.x, one));
       }
-      walk.store(p.y, row[i], y);
     }
   }
   if (p.final_state == nullptr || walk.unit.chunk != walk.unit.chunks - 1) return;

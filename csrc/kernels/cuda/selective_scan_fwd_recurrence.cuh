@@ -54,21 +54,19 @@ struct Recurrence {
   }
 
   __device__ void put_states(float* to, int64_t outer) const {
-    if (K::kPlain || (K::kAligned && p.states % kS == 0)) {
-#pragma unroll
-      for (int c = 0; c < kC; ++c) {
-        if (exists(c, 0)) {
-          __stcs(reinterpret_cast<float4*>(to + offset(outer, c, 0)),
-                 make_float4(h[c][0], h[c][1], h[c][2], h[c][3]));
-        }
-      }
-      return;
-    }
+    // Asked for at run time where it is not known: a state row of 16 bytes.
+    const bool whole_words = K::kPlain || (K::kAligned && p.states % kS == 0);
 #pragma unroll
     for (int c = 0; c < kC; ++c) {
+      if (whole_words) {
+        if (!exists(c, 0)) continue;
+        __stcs(reinterpret_cast<float4*>(to + offset(outer, c, 0)),
+               make_float4(h[c][0], h[c][1], h[c][2], h[c][3]));
+      } else {
 #pragma unroll
-      for (int s = 0; s < kS; ++s) {
-        if (exists(c, s)) to[offset(outer, c, s)] = h[c][s];
+        for (int s = 0; s < kS; ++s) {
+          if (exists(c, s)) to[offset(outer, c, s)] = h[c][s];
+        }
       }
     }
   }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/grouped_linear.h"
 
-#include <array>
-
 namespace mixture_of_mamba::ops {
 
 Tensor as_matrix(const Tensor& tensor) {
@@ -27,32 +25,7 @@ std::vector<int64_t> with_last_size(const Tensor& tensor, int64_t size) {
   return sizes;
 }
 
-void linear_out(const Tensor& out, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(input), from(weight), from(bias), from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-void matmul_out(const Tensor& out, const Tensor& left, const Tensor& right) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(left), from(right), from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 namespace {
-
-Tensor slice(const Tensor& tensor, int64_t begin, int64_t count) {
-  Tensor source = tensor;
-  return torch::stable::narrow(source, 0, begin, count);
-}
-
-void zero_rows(const Tensor& tensor, int64_t begin, int64_t count) {
-  if (count == 0) return;
-  Tensor rows = slice(tensor, begin, count);
-  torch::stable::zero_(rows);
-}
 
 Tensor checked_matrix(const char* op, const Tensor& x) {
   require_floating(op, "x", x);
@@ -120,49 +93,6 @@ GroupedInputs::GroupedInputs(const char* op, const Tensor& x_, const Tensors& we
   offsets = to_dtype(offsets_, Dtype::Int);
   boundaries = host_offsets ? host_values(op, "host_offsets", host_offsets, modalities, rows)
                             : host_values(op, "offsets", offsets_, modalities, rows);
-}
-
-void grouped_forward(const GroupedInputs& in, const Tensor& y) {
-  for (int64_t m = 0; m < in.modalities; ++m) {
-    if (in.count(m) == 0) continue;
-    linear_out(slice(y, in.begin(m), in.count(m)), slice(in.x, in.begin(m), in.count(m)), in.weight[m],
-               in.bias.empty() ? OptionalTensor() : OptionalTensor(in.bias[m]));
-  }
-  zero_rows(y, in.boundaries.back(), in.rows - in.boundaries.back());
-}
-
-void grouped_grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& grad_x) {
-  for (int64_t m = 0; m < in.modalities; ++m) {
-    if (in.count(m) == 0) continue;
-    matmul_out(slice(grad_x, in.begin(m), in.count(m)), slice(grad, in.begin(m), in.count(m)), in.weight[m]);
-  }
-  zero_rows(grad_x, in.boundaries.back(), in.rows - in.boundaries.back());
-}
-
-Tensors HostPath::grad_weight(const GroupedInputs& in, const Tensor& grad) {
-  Tensors grads;
-  for (int64_t m = 0; m < in.modalities; ++m) {
-    Tensor out = empty_like_device(in.x, {in.out_features, in.in_features}, in.dtype);
-    if (in.count(m) == 0) {
-      torch::stable::zero_(out);
-    } else {
-      matmul_out(out, torch::stable::transpose(slice(grad, in.begin(m), in.count(m)), 0, 1),
-                 slice(in.x, in.begin(m), in.count(m)));
-    }
-    grads.push_back(out);
-  }
-  return grads;
-}
-
-Tensors HostPath::grad_bias(const GroupedInputs& in, const Tensor& grad) {
-  const Dtype acc = in.dtype == Dtype::Double ? Dtype::Double : Dtype::Float;
-  Tensors grads;
-  const std::vector<int64_t> over_rows{0};
-  for (int64_t m = 0; m < in.modalities; ++m) {
-    grads.push_back(torch::stable::sum(slice(grad, in.begin(m), in.count(m)),
-                                       torch::headeronly::IntHeaderOnlyArrayRef(over_rows), false, acc));
-  }
-  return grads;
 }
 
 }  // namespace mixture_of_mamba::ops

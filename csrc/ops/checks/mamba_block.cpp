@@ -22,23 +22,19 @@ Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& conv_weight, 
   return x.scalar_type();
 }
 
-MatrixView rows_view(const Tensor& x) {
-  const int64_t batch = x.size(0), length = x.size(1), width = x.size(2);
-  const bool regular = (width <= 1 || x.stride(2) == 1) && x.stride(1) >= width &&
-                       (batch <= 1 || x.stride(0) == length * x.stride(1));
-  if (!regular) return {torch::stable::contiguous(x), batch * length, width, width};
-  return {x, batch * length, width, x.stride(1)};
-}
-
+// Of the modalities, from the host. The values of offsets on the CPU are checked by Order.
 Boundaries checked_boundaries(const char* op, const OptionalTensor& offsets,
                               const OptionalTensor& host_offsets, int64_t tokens) {
-  if (!offsets) return {0, tokens};
+  if (!offsets) {
+    require(!host_offsets, op, "offsets must be given beside host_offsets, got None");
+    return {0, tokens};
+  }
   require(host_offsets || offsets->is_cpu(), op,
           "host_offsets must be given beside offsets on a GPU, got None");
   const Tensor& source = host_offsets ? *host_offsets : *offsets;
   require(source.is_cpu(), op, "host_offsets must be on the CPU, got ", device_of(source));
-  require(source.dim() == 1 && source.numel() == offsets->numel() && source.numel() >= 2, op,
-          "host_offsets must have the size of offsets, num_modalities + 1 = ", offsets->numel(), ", got ",
+  require(source.dim() == 1 && source.numel() == offsets->numel(), op,
+          "host_offsets must have num_modalities + 1 = ", offsets->numel(), " elements, got ",
           shape_of(source));
   const Dtype dtype = source.scalar_type();
   require(dtype == Dtype::Int || dtype == Dtype::Long, op, "host_offsets must be int32 or int64, got ",
@@ -56,6 +52,17 @@ Boundaries checked_boundaries(const char* op, const OptionalTensor& offsets,
   return values;
 }
 
+void require_parameter(const char* op, const char* name, const Tensor& tensor,
+                       std::initializer_list<int64_t> sizes, const char* rule, const Tensor& x) {
+  require_floating(op, name, tensor);
+  require_shape(op, name, tensor, sizes, rule);
+  require_device(op, name, tensor, "x", x);
+}
+
+int64_t rows_of_first(const Tensors& weight) {
+  return weight.empty() || weight[0].dim() != 2 ? -1 : weight[0].size(0);
+}
+
 std::string element(const char* name, size_t index) {
   return std::string(name) + "[" + std::to_string(index) + "]";
 }
@@ -69,9 +76,7 @@ Tensors matrices(const char* op, const char* name, const Tensors& weight, int64_
   Tensors checked;
   for (size_t m = 0; m < weight.size(); ++m) {
     const std::string full = element(name, m);
-    require_floating(op, full.c_str(), weight[m]);
-    require_shape(op, full.c_str(), weight[m], {out_features, in_features}, rule);
-    require_device(op, full.c_str(), weight[m], "x", x);
+    require_parameter(op, full.c_str(), weight[m], {out_features, in_features}, rule, x);
     const Tensor same = to_dtype(weight[m], x.scalar_type());
     const bool regular = same.stride(1) == 1 && same.stride(0) >= in_features;
     checked.push_back(regular ? same : torch::stable::contiguous(same));
@@ -86,9 +91,7 @@ Tensors vectors(const char* op, const char* name, const Tensors& bias, int64_t s
   Tensors checked;
   for (size_t m = 0; m < bias.size(); ++m) {
     const std::string full = element(name, m);
-    require_floating(op, full.c_str(), bias[m]);
-    require_shape(op, full.c_str(), bias[m], {size}, rule);
-    require_device(op, full.c_str(), bias[m], "x", x);
+    require_parameter(op, full.c_str(), bias[m], {size}, rule, x);
     checked.push_back(torch::stable::contiguous(to_dtype(bias[m], dtype)));
   }
   return checked;
@@ -101,10 +104,9 @@ Tensor dispatch(const char* name, const char* overload, std::array<StableIValue,
 }
 
 // -exp(A_log)
-Tensor decay_rates(const char* op, const Tensor& A_log, const Tensor& x, Dtype acc) {
+Tensor decay_rates(const char* op, const Tensor& A_log, int64_t inner, const Tensor& x, Dtype acc) {
   using torch::stable::detail::from;
-  require_floating(op, "A_log", A_log);
-  require_device(op, "A_log", A_log, "x", x);
+  require_parameter(op, "A_log", A_log, {inner, A_log.size(1)}, "[d_inner, d_state]", x);
   const Tensor exponential = dispatch<1>("aten::exp", "", {from(to_dtype(A_log, acc))});
   return dispatch<1>("aten::neg", "", {from(exponential)});
 }
@@ -118,6 +120,14 @@ OptionalTensor stacked(const Tensors& biases) {
 }
 
 }  // namespace
+
+MatrixView rows_view(const Tensor& x) {
+  const int64_t batch = x.size(0), length = x.size(1), width = x.size(2);
+  const bool regular = (width <= 1 || x.stride(2) == 1) && x.stride(1) >= width &&
+                       (batch <= 1 || x.stride(0) == length * x.stride(1));
+  if (!regular) return {torch::stable::contiguous(x), batch * length, width, width};
+  return {x, batch * length, width, x.stride(1)};
+}
 
 BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor& x_,
                          const Tensors& in_weight, const Tensors& in_bias, const Tensor& conv_weight_,
@@ -138,6 +148,7 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       states(A_log.size(1)),
       rank(dt_weight[0].size(1)),
       input(x_),
+      order(op, x_, rows_, offsets_, cu_seqlens_),
       x(rows_view(x_)),
       boundaries(checked_boundaries(op, offsets_, host_offsets, tokens)),
       in_proj(
@@ -153,13 +164,13 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
               matrices(op, "dt_weight", dt_weight, inner, rank, "[d_inner, dt_rank]", boundaries, x_), {},
               boundaries),
       out_proj(products,
-               matrices(op, "out_weight", out_weight, out_weight.empty() ? -1 : out_weight[0].size(0), inner,
-                        "[d_model, d_inner]", boundaries, x_),
-               vectors(op, "out_bias", out_bias, out_weight.empty() ? -1 : out_weight[0].size(0), "[d_model]",
-                       "out_weight", out_weight.size(), x_, io),
+               matrices(op, "out_weight", out_weight, rows_of_first(out_weight), inner, "[d_model, d_inner]",
+                        boundaries, x_),
+               vectors(op, "out_bias", out_bias, rows_of_first(out_weight), "[d_model]", "out_weight",
+                       out_weight.size(), x_, io),
                boundaries),
       conv_weight(conv_weight_),
-      A(decay_rates(op, A_log, x_, acc)),
+      A(decay_rates(op, A_log, inner, x_, acc)),
       D(D_),
       conv_bias(conv_bias_),
       dt_bias(stacked(
@@ -168,7 +179,11 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       offsets(offsets_),
       cu_seqlens(cu_seqlens_),
       conv_state(conv_state_),
-      ssm_state(ssm_state_) {}
+      ssm_state(ssm_state_) {
+  require_parameter(op, "conv_weight", conv_weight, {inner, -1}, "[d_inner, width]", x_);
+  if (conv_bias) require_parameter(op, "conv_bias", *conv_bias, {inner}, "[d_inner]", x_);
+  require_parameter(op, "D", D, {inner}, "[d_inner]", x_);
+}
 
 ConvInputs BlockInputs::conv(const Tensor& xz) const {
   return {op,          x_of(xz).as_activation(batch, length),
@@ -196,48 +211,6 @@ ScanInputs BlockInputs::scan(const Tensor& xz, const Tensor& x_dbl, const Tensor
           true,
           false,
           "ssm_state"};
-}
-
-MatrixView block_grad_y(const BlockInputs& in, const Tensor& grad_y) {
-  require_floating(in.op, "grad_y", grad_y);
-  require_shape(in.op, "grad_y", grad_y, {in.batch, in.length, in.out_proj.out_features()},
-                "[batch, length, d_model]");
-  require_device(in.op, "grad_y", grad_y, "x", in.input);
-  return rows_view(to_dtype(grad_y, in.io));
-}
-
-void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
-                const Tensor& checkpoints, int64_t sequences) {
-  const int64_t slots = selective_scan_checkpoint_slots(in.tokens, sequences);
-  const bool full = checkpoints.numel() != 0;
-  const bool right =
-      xz.numel() == in.tokens * 2 * in.inner && xz.scalar_type() == in.io &&
-      x_dbl.numel() == in.tokens * (in.rank + 2 * in.states) && x_dbl.scalar_type() == in.io &&
-      (!full || (checkpoints.numel() == slots * in.inner * in.states && checkpoints.scalar_type() == in.acc &&
-                 gated.numel() == in.tokens * in.inner && gated.scalar_type() == in.io));
-  require(right, in.op, "xz, x_dbl, gated and checkpoints must be what mamba_block returned with keep, got ",
-          shape_of(xz), ", ", shape_of(x_dbl), ", ", shape_of(gated), " and ", shape_of(checkpoints));
-}
-
-Tensors like(Tensors grads, const Tensors& inputs) {
-  for (size_t i = 0; i < grads.size(); ++i) grads[i] = to_dtype(grads[i], inputs[i].scalar_type());
-  return grads;
-}
-
-Tensors rows_of(const Tensor& matrix, const Tensors& inputs) {
-  Tensors parts;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const Tensor row = torch::stable::select(matrix, 0, static_cast<int64_t>(i));
-    parts.push_back(inputs[i].scalar_type() == matrix.scalar_type()
-                        ? torch::stable::clone(row)
-                        : torch::stable::to(row, inputs[i].scalar_type()));
-  }
-  return parts;
-}
-
-Tensor multiply(const Tensor& left, const Tensor& right) {
-  using torch::stable::detail::from;
-  return dispatch<2>("aten::mul", "Tensor", {from(left), from(right)});
 }
 
 }  // namespace mixture_of_mamba::ops

@@ -51,8 +51,8 @@ void Projection::clear_padding_rows(const MatrixView& out) const {
 
 void Projection::forward(const MatrixView& input, const MatrixView& out, bool clear_padding) const {
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
-    const MatrixView matrix(weight_[m], out_features(), in_features(), weight_[m].stride(0));
-    const Tensor right = matrix.row_range_transposed(0, out_features());
+    const Tensor right =
+        view_of(weight_[m], {in_features(), out_features()}, {weight_[m].stride(1), weight_[m].stride(0)}, 0);
     const Tensor rows = out.row_range(begin, count), left = input.row_range(begin, count);
     if (bias_.empty()) {
       products_.assign(rows, left, right);

@@ -95,7 +95,7 @@ struct DevicePath {
     } else {
       const Tensor all = empty_like_device(in.x, {in.rows, out.size(1)}, in.dtype);
       for (int64_t m = 0; m < in.modalities; ++m) {
-        matmul_out(all, input, right[m]);
+        CudaBackend::products().assign(all, input, right[m]);
         select_rows(backend, in, all, out, m, m == 0);
       }
     }
@@ -131,7 +131,7 @@ struct DevicePath {
       } else {
         select_rows(backend, in, grad, grad_part, m, true);
         select_rows(backend, in, in.x, x_part, m, true);
-        matmul_out(out, torch::stable::transpose(grad_part, 0, 1), x_part);
+        CudaBackend::products().assign(out, torch::stable::transpose(grad_part, 0, 1), x_part);
       }
       grads.push_back(out);
     }
@@ -161,16 +161,18 @@ struct DevicePath {
 // The boundaries decide the path when the call arrives.
 struct CudaPath {
   static void forward(const GroupedInputs& in, const Tensor& y) {
-    in.boundaries.empty() ? DevicePath::forward(in, y) : HostPath::forward(in, y);
+    in.boundaries.empty() ? DevicePath::forward(in, y) : HostPath<CudaBackend>::forward(in, y);
   }
   static void grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& out) {
-    in.boundaries.empty() ? DevicePath::grad_x(in, grad, out) : HostPath::grad_x(in, grad, out);
+    in.boundaries.empty() ? DevicePath::grad_x(in, grad, out) : HostPath<CudaBackend>::grad_x(in, grad, out);
   }
   static Tensors grad_weight(const GroupedInputs& in, const Tensor& grad) {
-    return in.boundaries.empty() ? DevicePath::grad_weight(in, grad) : HostPath::grad_weight(in, grad);
+    return in.boundaries.empty() ? DevicePath::grad_weight(in, grad)
+                                 : HostPath<CudaBackend>::grad_weight(in, grad);
   }
   static Tensors grad_bias(const GroupedInputs& in, const Tensor& grad) {
-    return in.boundaries.empty() ? DevicePath::grad_bias(in, grad) : HostPath::grad_bias(in, grad);
+    return in.boundaries.empty() ? DevicePath::grad_bias(in, grad)
+                                 : HostPath<CudaBackend>::grad_bias(in, grad);
   }
 };
 

@@ -61,9 +61,9 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
 // All elements as floats. Words are taken apart, not elements: one instruction each.
 template <typename T, int kCount>
 __device__ __forceinline__ void to_floats(const Pack<T, kCount>& pack, float (&to)[kCount]) {
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 4 || kCount % 2 == 1) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) to[i] = pack.values[i];
+    for (int i = 0; i < kCount; ++i) to[i] = to_float(pack.values[i]);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; i += 2) {
@@ -76,9 +76,9 @@ __device__ __forceinline__ void to_floats(const Pack<T, kCount>& pack, float (&t
 template <typename T, int kCount>
 __device__ __forceinline__ Pack<T, kCount> from_floats(const float (&from)[kCount]) {
   Pack<T, kCount> pack;
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 4 || kCount % 2 == 1) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) pack.values[i] = from[i];
+    for (int i = 0; i < kCount; ++i) pack.values[i] = from_float<T>(from[i]);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; i += 2) {

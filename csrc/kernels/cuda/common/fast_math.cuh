@@ -60,6 +60,15 @@ __device__ __forceinline__ float softplus2(float x) {
 }
 
 template <typename T>
+__device__ __forceinline__ float sigmoid_fast(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return 1.0f / (1.0f + exp2f(-x * kLog2E));
+  } else {
+    return fmaf(0.5f, tanh_approx(0.5f * x), 0.5f);
+  }
+}
+
+template <typename T>
 __device__ __forceinline__ float silu_fast(float z) {
   if constexpr (std::is_same_v<T, float>) {
     return z / (1.0f + exp2f(-z * kLog2E));
