@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ops/mamba_block.h"
+#include "ops/mamba_block_inputs.h"
 
 #include <array>
 
@@ -8,6 +8,7 @@ namespace mixture_of_mamba::ops {
 namespace {
 
 // Members are initialised in the order of their declaration: the first one checks what the others read.
+// Braces keep the order of the checks inside of one, weights before their biases.
 Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& conv_weight, const Tensor& A_log,
                     const Tensors& dt_weight) {
   require_floating(op, "x", x);
@@ -151,24 +152,26 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       order(op, x_, rows_, offsets_, cu_seqlens_),
       x(rows_view(x_)),
       boundaries(checked_boundaries(op, offsets_, host_offsets, tokens)),
-      in_proj(
+      in_proj{
           products,
           matrices(op, "in_weight", in_weight, 2 * inner, width, "[2 * d_inner, d_model]", boundaries, x_),
           vectors(op, "in_bias", in_bias, 2 * inner, "[2 * d_inner]", "in_weight", in_weight.size(), x_, io),
-          boundaries),
-      x_proj(products,
+          boundaries},
+      x_proj{products,
              matrices(op, "x_weight", x_weight, rank + 2 * states, inner, "[dt_rank + 2 * d_state, d_inner]",
                       boundaries, x_),
-             {}, boundaries),
-      dt_proj(products,
-              matrices(op, "dt_weight", dt_weight, inner, rank, "[d_inner, dt_rank]", boundaries, x_), {},
-              boundaries),
-      out_proj(products,
+             {},
+             boundaries},
+      dt_proj{products,
+              matrices(op, "dt_weight", dt_weight, inner, rank, "[d_inner, dt_rank]", boundaries, x_),
+              {},
+              boundaries},
+      out_proj{products,
                matrices(op, "out_weight", out_weight, rows_of_first(out_weight), inner, "[d_model, d_inner]",
                         boundaries, x_),
                vectors(op, "out_bias", out_bias, rows_of_first(out_weight), "[d_model]", "out_weight",
                        out_weight.size(), x_, io),
-               boundaries),
+               boundaries},
       conv_weight(conv_weight_),
       A(decay_rates(op, A_log, inner, x_, acc)),
       D(D_),

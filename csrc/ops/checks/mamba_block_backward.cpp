@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <array>
 
-#include "ops/mamba_block.h"
+#include "ops/mamba_block_inputs.h"
 
 namespace mixture_of_mamba::ops {
 
