@@ -119,28 +119,9 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.library.register_fake("mixture_of_mamba::mamba_block")
-def _fake(
-    x: Tensor,
-    in_weight: list[Tensor],
-    in_bias: list[Tensor],
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_weight: list[Tensor],
-    dt_weight: list[Tensor],
-    dt_bias: list[Tensor],
-    A_log: Tensor,
-    D: Tensor,
-    out_weight: list[Tensor],
-    out_bias: list[Tensor],
-    rows: Tensor | None,
-    offsets: Tensor | None,
-    host_offsets: Tensor | None,
-    cu_seqlens: Tensor | None,
-    conv_state: Tensor | None,
-    ssm_state: Tensor | None,
-    lean: bool,
-    keep: bool,
-) -> tuple[Tensor, ...]:
+def _fake(*inputs: Any) -> tuple[Tensor, ...]:
+    *arguments, lean, keep = inputs
+    x, _, _, conv_weight, _, _, dt_weight, _, A_log, _, out_weight, *_, cu_seqlens, _, _ = arguments
     acc = _accumulation_dtype(x)
     batch, length, _ = x.shape
     tokens, sequences = batch * length, num_sequences(x, cu_seqlens)
@@ -160,34 +141,10 @@ def _fake(
 
 
 @torch.library.register_fake("mixture_of_mamba::mamba_block_backward")
-def _fake_backward(
-    grad_y: Tensor,
-    grad_conv_state: Tensor | None,
-    grad_ssm_state: Tensor | None,
-    x: Tensor,
-    in_weight: list[Tensor],
-    in_bias: list[Tensor],
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_weight: list[Tensor],
-    dt_weight: list[Tensor],
-    dt_bias: list[Tensor],
-    A_log: Tensor,
-    D: Tensor,
-    out_weight: list[Tensor],
-    out_bias: list[Tensor],
-    rows: Tensor | None,
-    offsets: Tensor | None,
-    host_offsets: Tensor | None,
-    cu_seqlens: Tensor | None,
-    conv_state: Tensor | None,
-    ssm_state: Tensor | None,
-    xz: Tensor,
-    x_dbl: Tensor,
-    gated: Tensor,
-    checkpoints: Tensor,
-    needs: int,
-) -> tuple[Any, ...]:
+def _fake_backward(*inputs: Any) -> tuple[Any, ...]:
+    arguments, needs = inputs[3 : 3 + NUM_TENSOR_ARGUMENTS], inputs[-1]
+    x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = arguments[:10]
+    out_weight, out_bias, *_, conv_state, ssm_state = arguments[10:]
     acc = _accumulation_dtype(x)
 
     def like(value: Tensor | None, absent: torch.dtype) -> Tensor:
@@ -307,25 +264,28 @@ def _cast(dtype: torch.dtype, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 lower_precision_autocast("mamba_block", _cast)
 
 
-def _block_flops(x_shape: Any, weights: Sequence[Any], conv_shape: Any, A_shape: Any) -> tuple[int, int, int]:
-    """Of the projections, the convolution and the scan. Every row meets one matrix of each projection."""
-    tokens = x_shape[0] * x_shape[1]
-    projections = sum(2 * tokens * shapes[0][0] * shapes[0][1] for shapes in weights)
-    return projections, 2 * tokens * conv_shape[0] * conv_shape[1], 9 * tokens * A_shape[0] * A_shape[1]
+def _flops_of_steps(arguments: Sequence[Any]) -> tuple[list[int], int, int]:
+    """Of the four projections, the convolution and the scan. Every row meets one matrix of each projection."""
+    (batch, length, _), (inner, width), (_, states) = arguments[0], arguments[3], arguments[8]
+    tokens = batch * length
+    projections = [2 * tokens * arguments[i][0][0] * arguments[i][0][1] for i in (1, 5, 6, 10)]
+    return projections, 2 * tokens * inner * width, 9 * tokens * inner * states
 
 
 @register_flop_formula(torch.ops.mixture_of_mamba.mamba_block)
 def _flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    weights = [shapes[i] for i in (1, 5, 6, 10)]
-    return sum(_block_flops(shapes[0], weights, shapes[3], shapes[8]))
+    projections, conv, scan = _flops_of_steps(shapes)
+    return sum(projections) + conv + scan
 
 
 @register_flop_formula(torch.ops.mixture_of_mamba.mamba_block_backward)
 def _backward_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Twice the forward of everything; and u and dt again, and the scan where it was not kept."""
-    arguments, checkpoints = shapes[3:21], shapes[24]
-    weights = [arguments[i] for i in (1, 5, 6, 10)]
-    projections, conv, scan = _block_flops(arguments[0], weights, arguments[3], arguments[8])
-    dt_proj, *_ = _block_flops(arguments[0], [arguments[6]], arguments[3], arguments[8])
-    lean = checkpoints is None or 0 in checkpoints
-    return 2 * projections + dt_proj + (3 + 1) * conv + (3 if lean else 2) * scan
+    """Every gradient that is computed, at the price of forward; and u and dt again, and the scan where not kept."""
+    checkpoints, needs = shapes[-2], shapes[-1]
+    projections, conv, scan = _flops_of_steps(shapes[3 : 3 + NUM_TENSOR_ARGUMENTS])
+    in_proj, x_proj, dt_proj, out_proj = projections
+    weights = zip((NEEDS_IN, NEEDS_X_PROJ, NEEDS_DT_PROJ, NEEDS_OUT), projections, strict=True)
+    of_weights = sum(flops for bit, flops in weights if needs & bit)
+    of_inputs = x_proj + dt_proj + out_proj + (in_proj if needs & NEEDS_X else 0)
+    recomputed = dt_proj + conv + (scan if 0 in checkpoints else 0)
+    return of_weights + of_inputs + 3 * conv + 2 * scan + recomputed

@@ -57,6 +57,15 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.fixture
+def full_precision_matmul() -> Iterator[None]:
+    """float32 means float32: no TF32 in the products that are compared."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture
 def fuzz(request: pytest.FixtureRequest) -> Callable[[float], dict[str, object]]:
     """Hypothesis settings for a share of the ``--fuzz`` configurations."""
     total = request.config.getoption("--fuzz")

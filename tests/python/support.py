@@ -14,10 +14,12 @@ from mixture_of_mamba import reference
 
 __all__ = [
     "FLOATS",
+    "PROJECTIONS",
     "Arguments",
     "Results",
     "assert_bitwise_equal",
     "assert_matches",
+    "block_arguments",
     "conv_arguments",
     "cotangent",
     "ids_with",
@@ -36,6 +38,7 @@ Arguments = dict[str, Any]
 Results = dict[str, Tensor]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PROJECTIONS = ("in", "x", "dt", "out")
 STRIDES = ("contiguous", "half", "transposed", "expanded", "skipping")
 ORDERS = ("time", "rows", "rows_offsets", "offsets")
 
@@ -47,6 +50,7 @@ OUTPUTS = {
     "selective_scan": ("out", "final_state"),
     "causal_conv1d": ("y", "final_state"),
     "grouped_linear": ("y",),
+    "mamba_block": ("y", "new_conv_state", "new_ssm_state"),
     "permute_rows": ("out",),
 }
 
@@ -209,6 +213,71 @@ def linear_arguments(
         "bias": matrices(out_features) if bias else None,
         "offsets": offsets.to(device),
         "host_offsets": offsets.long() if host else None,
+    }
+
+
+def block_arguments(
+    batch: int = 2,
+    length: int = 37,
+    width: int = 10,
+    inner: int = 12,
+    states: int = 4,
+    rank: int = 3,
+    taps: int = 4,
+    *,
+    modalities: int = 2,
+    several: Sequence[str] = PROJECTIONS,
+    order: str = "rows_offsets",
+    padding: bool = True,
+    packed: bool = False,
+    strides: str = "contiguous",
+    dtype: torch.dtype = torch.float32,
+    weight_dtype: torch.dtype | None = None,
+    parameter_dtype: torch.dtype | None = None,
+    in_bias: bool = True,
+    conv_bias: bool = True,
+    dt_bias: bool = True,
+    out_bias: bool = True,
+    initial_state: bool = True,
+    host: bool = True,
+    lean: bool = False,
+    device: Any = "cpu",
+) -> Arguments:
+    """Arguments of ``mamba_block``; the projections among ``several`` have a matrix per modality, others one for all.
+
+    Matrices are scaled so that activations stay near 1, as a trained block's do.
+    """
+    where = token_order(order, batch, length, modalities, padding, packed, device)
+    wide = parameter_dtype or (torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def of(projection: str, *sizes: int, scale: float = 1.0, shift: float = 0.0) -> list[Tensor]:
+        count = modalities if projection in several and where["offsets"] is not None else 1
+        kind = wide if shift else weight_dtype or dtype
+        return [randn(*sizes, dtype=kind, device=device, scale=scale) + shift for _ in range(count)]
+
+    def matrices(projection: str, out_features: int, in_features: int) -> list[Tensor]:
+        return of(projection, out_features, in_features, scale=max(in_features, 1) ** -0.5)
+
+    conv_shape = (_sequences(batch, where), taps - 1, inner)
+    ssm_shape = (_sequences(batch, where), inner, states)
+    return {
+        "x": strided(randn(batch, length, width, dtype=dtype, device=device), strides),
+        "in_weight": matrices("in", 2 * inner, width),
+        "in_bias": of("in", 2 * inner, scale=0.5) if in_bias else [],
+        "conv_weight": randn(inner, taps, dtype=wide, device=device, scale=0.5),
+        "conv_bias": randn(inner, dtype=wide, device=device, scale=0.5) if conv_bias else None,
+        "x_weight": matrices("x", rank + 2 * states, inner),
+        "dt_weight": matrices("dt", inner, rank),
+        "dt_bias": of("dt", inner, scale=0.5, shift=-1.0) if dt_bias else [],
+        "A_log": randn(inner, states, dtype=wide, device=device, scale=0.7),
+        "D": randn(inner, dtype=wide, device=device),
+        "out_weight": matrices("out", width, inner),
+        "out_bias": of("out", width, scale=0.5) if out_bias else [],
+        **where,
+        "host_offsets": where["offsets"].cpu().long() if host and where["offsets"] is not None else None,
+        "conv_state": randn(*conv_shape, dtype=dtype, device=device) if initial_state else None,
+        "ssm_state": randn(*ssm_shape, dtype=wide, device=device) if initial_state else None,
+        "lean": lean,
     }
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from support import conv_arguments, linear_arguments, operator_arguments, randn, scan_arguments
+from support import block_arguments, conv_arguments, linear_arguments, operator_arguments, randn, scan_arguments
 
 import mixture_of_mamba as mom
 
@@ -16,6 +16,7 @@ MAKERS = {
     "selective_scan": scan_arguments,
     "causal_conv1d": conv_arguments,
     "grouped_linear": linear_arguments,
+    "mamba_block": block_arguments,
 }
 FLOAT = "must be float32, bfloat16, float16 or float64, got"
 
@@ -34,7 +35,7 @@ def refuses(name: str, message: str, call, *arguments, **named) -> None:
 
 
 # Base sizes: batch 2, length 37, 74 tokens; scan 12 channels, 4 states; conv 12 channels, width 4;
-# linear 12 -> 7 features; 2 modalities.
+# linear 12 -> 7 features; 2 modalities. Those of the block are in test_mamba_block_errors.py.
 ORDER = {
     "rows float": ({"rows": randn(74)}, "rows must be int32 or int64, got float32"),
     "rows bool": ({"rows": torch.zeros(74, dtype=torch.bool)}, "rows must be int32 or int64, got bool"),
@@ -68,7 +69,7 @@ ORDER = {
 
 
 @pytest.mark.parametrize(("change", "message"), ORDER.values(), ids=ORDER)
-@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])
+@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d", "mamba_block"])
 def test_token_order(name, change, message):
     refuses(name, message, getattr(mom, name), **{**MAKERS[name](), **change})
 
@@ -236,7 +237,7 @@ def test_permute_rows():
         mom.permute_rows(x.to(torch.complex128), index, index)
 
 
-@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])
+@pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d", "mamba_block"])
 def test_too_many_tokens(name):
     """Sizes are refused before anything is read, so expanded tensors of 2^31 tokens cost nothing."""
     arguments = MAKERS[name](1, 1, 1, order="time", initial_state=False)

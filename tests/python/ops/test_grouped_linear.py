@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import mixture_of_mamba as mom
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("poisoned", "full_precision_matmul")
 
 VARIATIONS = {
     "base": {},
@@ -38,15 +38,6 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 @pytest.fixture(params=[True, False], ids=["host offsets", "device offsets"])
 def host(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def full_precision_matmul():
-    """float32 means float32: no TF32 in the products that are compared."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
