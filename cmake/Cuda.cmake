@@ -7,7 +7,7 @@ if(NOT MOM_CUDA MATCHES "^(AUTO|ON|OFF)$")
 endif()
 
 set(MOM_WITH_CUDA OFF)
-find_program(MOM_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+find_program(MOM_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin PATHS /usr/local/cuda/bin)
 if(MOM_CUDA STREQUAL "ON" AND NOT MOM_NVCC)
   message(FATAL_ERROR "MOM_CUDA=ON needs nvcc, which was not found: install the CUDA toolkit or set CUDA_HOME")
 elseif(MOM_CUDA STREQUAL "ON" OR (MOM_CUDA STREQUAL "AUTO" AND MOM_NVCC AND MOM_TORCH_CUDA))

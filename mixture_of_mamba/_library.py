@@ -3,10 +3,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
-import torch
+
+def doctor_was_called() -> bool:
+    return ("-m", "mixture_of_mamba.doctor") in itertools.pairwise(sys.orig_argv)
+
+
+try:
+    import torch
+except ImportError as error:
+    message = f"mixture_of_mamba needs torch >= 2.11, and torch cannot be imported ({error}): pip install torch"
+    if doctor_was_called():
+        sys.exit(f"PROBLEM  {message}")
+    raise ImportError(message) from error
 
 __all__ = ["CPU_LIBRARY", "CUDA_LIBRARY", "LIBRARY_FOLDER", "OPERATORS", "cuda_problem", "load"]
 
@@ -14,6 +26,7 @@ LIBRARY_FOLDER = Path(__file__).parent / "lib"
 CPU_LIBRARY = LIBRARY_FOLDER / "libmixture_of_mamba.so"
 CUDA_LIBRARY = LIBRARY_FOLDER / "libmixture_of_mamba_cuda.so"
 MINIMUM_TORCH = (2, 11)
+REBUILD = "rebuild it for this environment with `pip install --force-reinstall --no-deps .` in the source folder"
 
 OPERATORS = (
     "modality_routing",
@@ -41,10 +54,6 @@ def cuda_problem() -> str | None:
     return _cuda_problem
 
 
-def doctor_was_called() -> bool:
-    return sys.orig_argv[1:3] == ["-m", "mixture_of_mamba.doctor"]
-
-
 def torch_version() -> tuple[int, int]:
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
@@ -54,8 +63,8 @@ def load() -> None:
     """Load the libraries; called when the package is imported.
 
     Raises:
-        ImportError: the CPU library is missing or does not load. A missing GPU, nvcc or CUDA library is no
-            reason to fail: CUDA tensors then raise :func:`cuda_problem`.
+        ImportError: the CPU library is missing, does not load or belongs to other sources. A missing GPU, nvcc
+            or CUDA library is no reason to fail: CUDA tensors then raise :func:`cuda_problem`.
     """
     global _loaded, _cuda_problem
     if _loaded:
@@ -73,9 +82,14 @@ def load() -> None:
         torch.ops.load_library(CPU_LIBRARY)
     except OSError as error:
         raise ImportError(
-            f"mixture_of_mamba's library does not load with torch {torch.__version__} ({error}); reinstall it with "
-            "`pip install --force-reinstall --no-deps mixture_of_mamba`"
+            f"mixture_of_mamba's library does not load with torch {torch.__version__} ({error}); {REBUILD}"
         ) from error
+    missing = [name for name in OPERATORS if not torch._C._dispatch_has_kernel(f"mixture_of_mamba::{name}")]
+    if missing:
+        raise ImportError(
+            f"mixture_of_mamba's library was built from other sources than this Python code, it lacks {missing[0]}; "
+            f"{REBUILD}"
+        )
     _loaded = True
     _cuda_problem = _load_cuda()
     if _cuda_problem is not None:
@@ -91,25 +105,32 @@ def _load_cuda() -> str | None:
     if not CUDA_LIBRARY.exists():
         return (
             "mixture_of_mamba was built without CUDA; install the CUDA toolkit (nvcc) and rebuild it with "
-            "`MOM_CUDA=ON pip install --no-build-isolation .`"
+            "`MOM_CUDA=ON pip install --force-reinstall --no-deps .` in the source folder"
         )
     try:
         torch.ops.load_library(CUDA_LIBRARY)
     except OSError as error:
         return (
-            f"the CUDA library does not load with torch {torch.__version__} (CUDA {torch.version.cuda}): {error}; "
-            "rebuild mixture_of_mamba in this environment"
+            f"the CUDA library does not load with torch {torch.__version__}, CUDA {torch.version.cuda} ({error}); "
+            f"{REBUILD}"
         )
+    if missing := [name for name in OPERATORS if not _has_cuda_kernel(name)]:
+        return f"the CUDA library was built from other sources than this Python code, it lacks {missing[0]}; {REBUILD}"
     return None
 
 
+def _has_cuda_kernel(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mixture_of_mamba::{name}", "CUDA")
+
+
 def _explain_cuda_calls() -> None:
-    """Let every operator answer CUDA tensors with the reason instead of the dispatcher's riddle."""
+    """Let operators without a CUDA kernel answer CUDA tensors with the reason instead of the dispatcher's riddle."""
     library = torch.library.Library("mixture_of_mamba", "IMPL")
 
     def explain(*args: object) -> None:
         raise RuntimeError(f"mixture_of_mamba cannot run on CUDA tensors: {_cuda_problem}")
 
     for name in OPERATORS:
-        library.impl(name, explain, "CUDA")
+        if not _has_cuda_kernel(name):
+            library.impl(name, explain, "CUDA")
     _registrations.append(library)

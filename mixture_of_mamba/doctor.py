@@ -3,49 +3,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from mixture_of_mamba import _library
+from mixture_of_mamba._installation import Facts, gather
 from mixture_of_mamba.version import __version__
 
 __all__ = ["Diagnosis", "Facts", "diagnose", "gather", "main"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the diagnosis looks at."""
-
-    system: str
-    machine: str
-    torch: str
-    torch_cuda: str | None  # CUDA that torch is built with
-    torch_hip: str | None
-    gpu: str | None
-    capability: tuple[int, int] | None
-    has_mps: bool
-    nvcc: str | None
-    folder: str  # of the imported package
-    is_source_tree: bool
-    has_cpu_library: bool
-    has_cuda_library: bool
-    load_error: str | None  # of the CPU library
-    cuda_problem: str | None
-    built_with_torch: str | None
-    cpu_isa: str | None
-    cuda_toolkit: str | None
-    cuda_architectures: tuple[str, ...]  # CMake's notation: "90-real" is machine code, "90" has PTX too
-    operators: dict[str, int]  # registered kernels by dispatch key
-    neighbours: tuple[str, ...]  # other packages that bring Mamba kernels
 
 
 @dataclass(frozen=True)
@@ -54,63 +21,6 @@ class Diagnosis:
 
     fatal: bool
     sentence: str
-
-
-def _ask(path: Path, function: str) -> str | None:
-    """A string that a library tells about itself; None when it does not load or has no such function."""
-    try:
-        answer = getattr(ctypes.CDLL(str(path)), function)
-    except (OSError, AttributeError):
-        return None
-    answer.restype = ctypes.c_char_p
-    value = answer()
-    return value.decode() if value is not None else None
-
-
-def _registered(key: str) -> int:
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    try:
-        return sum(has_kernel(f"mixture_of_mamba::{name}", key) for name in _library.OPERATORS)
-    except RuntimeError:  # the operators do not exist
-        return 0
-
-
-def gather() -> Facts:
-    """Look at this process and machine."""
-    load_error = None
-    try:
-        _library.load()
-    except ImportError as error:
-        load_error = str(error)
-    has_gpu = torch.cuda.is_available()
-    cuda_works = load_error is None and _library.cuda_problem() is None
-    toolkit = _ask(_library.CUDA_LIBRARY, "mixture_of_mamba_cuda_toolkit") if cuda_works else None
-    architectures = _ask(_library.CUDA_LIBRARY, "mixture_of_mamba_cuda_architectures") if cuda_works else None
-    folder = Path(__file__).parent
-    names = ("mamba_ssm", "causal_conv1d", "mambapy", "fla")
-    return Facts(
-        system=platform.system(),
-        machine=platform.machine(),
-        torch=torch.__version__,
-        torch_cuda=torch.version.cuda,
-        torch_hip=getattr(torch.version, "hip", None),
-        gpu=torch.cuda.get_device_name() if has_gpu else None,
-        capability=torch.cuda.get_device_capability() if has_gpu else None,
-        has_mps=torch.backends.mps.is_available(),
-        nvcc=shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])),
-        folder=str(folder),
-        is_source_tree=(folder.parent / "CMakeLists.txt").exists(),
-        has_cpu_library=_library.CPU_LIBRARY.exists(),
-        has_cuda_library=_library.CUDA_LIBRARY.exists(),
-        load_error=load_error,
-        cuda_problem=_library.cuda_problem(),
-        built_with_torch=_ask(_library.CPU_LIBRARY, "mixture_of_mamba_built_with_torch"),
-        cpu_isa=_ask(_library.CPU_LIBRARY, "mixture_of_mamba_cpu_isa"),
-        cuda_toolkit=toolkit,
-        cuda_architectures=tuple(architectures.split()) if architectures else (),
-        operators={key: _registered(key) for key in ("CPU", "CUDA", "Meta")} if load_error is None else {},
-        neighbours=tuple(name for name in names if importlib.util.find_spec(name) is not None),
-    )
 
 
 def runs_on(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
@@ -124,13 +34,24 @@ def runs_on(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool
     return False
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _library_findings(facts: Facts) -> Iterator[Diagnosis]:
     if facts.load_error is None:
         return
     if facts.system != "Linux":
+        system = "macOS" if facts.system == "Darwin" else facts.system
         yield Diagnosis(
             True,
-            f"{facts.system} is not supported: the libraries are built for Linux only; use Linux, WSL2 or a container.",
+            f"{system} is not supported, the libraries are built for Linux only: use Linux, a container or, on "
+            "Windows, WSL2.",
+        )
+    elif facts.torch_is_too_old:
+        yield Diagnosis(
+            True,
+            f"torch {facts.torch} is too old, mixture_of_mamba needs torch >= 2.11: `pip install --upgrade torch`.",
         )
     elif not facts.has_cpu_library and facts.is_source_tree:
         yield Diagnosis(
@@ -142,14 +63,18 @@ def _library_findings(facts: Facts) -> Iterator[Diagnosis]:
         yield Diagnosis(
             True,
             f"The installed package lacks {_library.CPU_LIBRARY.name}: reinstall it with "
-            "`pip install --force-reinstall --no-deps mixture_of_mamba`.",
+            "`pip install --force-reinstall --no-deps .` in the source folder.",
         )
+    elif facts.built_with_torch is not None:
+        built = f"built against torch {facts.built_with_torch}, running torch {facts.torch}"
+        yield Diagnosis(True, _sentence(f"{built}: {facts.load_error}"))
     else:
-        built = facts.built_with_torch or "another torch"
-        yield Diagnosis(True, f"Built against torch {built}, running torch {facts.torch}: {facts.load_error}.")
+        yield Diagnosis(True, _sentence(facts.load_error))
 
 
 def _gpu_findings(facts: Facts) -> Iterator[Diagnosis]:
+    if facts.load_error is not None:  # nothing runs yet, and the CUDA library was not tried
+        return
     if facts.torch_hip is not None:
         yield Diagnosis(
             False,
@@ -162,7 +87,7 @@ def _gpu_findings(facts: Facts) -> Iterator[Diagnosis]:
             "Apple GPUs (mps) have no kernels here: keep the layers on the CPU, where they train.",
         )
     elif facts.torch_cuda is None:
-        if shutil.which("nvidia-smi"):
+        if facts.has_nvidia_driver:
             yield Diagnosis(
                 False,
                 f"This machine has an NVIDIA driver, but torch {facts.torch} is built without CUDA: install a CUDA "
@@ -176,7 +101,7 @@ def _gpu_findings(facts: Facts) -> Iterator[Diagnosis]:
         )
         yield Diagnosis(False, f"torch has CUDA {facts.torch_cuda}, but the package was built without CUDA: {fix}.")
     elif facts.cuda_problem is not None:
-        yield Diagnosis(False, f"{facts.cuda_problem[0].upper()}{facts.cuda_problem[1:]}.")
+        yield Diagnosis(False, _sentence(facts.cuda_problem))
     elif facts.capability is None:
         yield Diagnosis(
             False,
@@ -189,7 +114,14 @@ def _gpu_findings(facts: Facts) -> Iterator[Diagnosis]:
             False,
             f"The CUDA library holds code for {' '.join(facts.cuda_architectures)}, and {facts.gpu} is {major}.{minor} "
             f'("no kernel image"): rebuild with `TORCH_CUDA_ARCH_LIST="{major}.{minor}" pip install '
-            "--force-reinstall --no-deps .`",
+            "--force-reinstall --no-deps .` in the source folder.",
+        )
+    elif facts.toolkit_is_too_new:
+        driver = ".".join(map(str, facts.driver_cuda or ()))
+        yield Diagnosis(
+            False,
+            f"The CUDA library was built with CUDA {facts.cuda_toolkit}, and the NVIDIA driver runs up to {driver}: "
+            f"update the driver, or rebuild with `CUDA_HOME` naming a CUDA {driver.split('.')[0]} toolkit.",
         )
 
 
@@ -210,29 +142,34 @@ def diagnose(facts: Facts) -> list[Diagnosis]:
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
+def _state(exists: bool, state: str) -> str:
+    return state if exists else "not built"
+
+
 def report(facts: Facts) -> str:
     """The facts as a table."""
 
-    def state(exists: bool, works: bool, more: str, wanted: bool = True) -> str:
-        if not exists:
-            return "not built"
-        return f"loaded{more}" if works else "does not load" if wanted else "present, not needed"
-
     isa = f", {facts.cpu_isa} kernels, built against torch {facts.built_with_torch}" if facts.cpu_isa else ""
-    cuda = f", CUDA {facts.cuda_toolkit}, for {' '.join(facts.cuda_architectures)}" if facts.cuda_toolkit else ""
+    if facts.cuda_toolkit:
+        cuda_state = f"loaded, CUDA {facts.cuda_toolkit}, for {' '.join(facts.cuda_architectures)}"
+    elif facts.torch_cuda is None:
+        cuda_state = "present, not needed"
+    else:
+        cuda_state = "not tried" if facts.load_error else "does not load"
     kernels = facts.operators
     registered = f"{kernels['CPU']} CPU, {kernels['CUDA']} CUDA, {kernels['Meta']} Meta" if kernels else "none"
     if kernels and facts.cuda_problem is not None:
         registered = f"{kernels['CPU']} CPU, {kernels['Meta']} Meta; CUDA tensors get an explanation"
     capability = f" ({facts.capability[0]}.{facts.capability[1]})" if facts.capability else ""
+    driver = f", driver for CUDA {facts.driver_cuda[0]}.{facts.driver_cuda[1]}" if facts.driver_cuda else ""
     lines = {
         "mixture_of_mamba": f"{__version__} in {facts.folder}",
         "python": f"{platform.python_version()} on {facts.system} {facts.machine}",
         "torch": f"{facts.torch}, CUDA {facts.torch_cuda or 'none'}",
-        "GPU": f"{facts.gpu}{capability}" if facts.gpu else "none",
+        "GPU": f"{facts.gpu}{capability}{driver}" if facts.gpu else "none",
         "nvcc": facts.nvcc or "none",
-        "CPU library": state(facts.has_cpu_library, facts.load_error is None, isa),
-        "CUDA library": state(facts.has_cuda_library, bool(facts.cuda_toolkit), cuda, facts.torch_cuda is not None),
+        "CPU library": _state(facts.has_cpu_library, "does not load" if facts.load_error else f"loaded{isa}"),
+        "CUDA library": _state(facts.has_cuda_library, cuda_state),
         "operators": registered,
     }
     return "\n".join(f"{name:<17} {value}" for name, value in lines.items())

@@ -53,6 +53,11 @@ def test_only_the_self_description_is_exported(library):
     assert all(name.startswith("mixture_of_mamba_") for name in ours), ours
 
 
+def test_the_file_tells_the_torch_it_was_built_against():
+    """So that it can be read where the library does not load."""
+    assert re.search(rb"mixture_of_mamba built with torch \d+\.\d+", _library.CPU_LIBRARY.read_bytes())
+
+
 def test_versions_agree():
     cmake = (SOURCE / "CMakeLists.txt").read_text() if (SOURCE / "CMakeLists.txt").exists() else None
     if cmake is None:
