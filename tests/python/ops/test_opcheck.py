@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import (
     Arguments,
+    block_arguments,
     conv_arguments,
     cotangent,
     ids_with,
@@ -56,6 +57,30 @@ LINEAR = {
     "views": {"strides": "half"},
     "one modality": {"modalities": 1, "padding": False},
     "no tokens": {"length": 0},
+}
+BLOCK = {
+    "base": {},
+    "half precision": {"dtype": torch.bfloat16},
+    "float matrices, half x": {"dtype": torch.bfloat16, "weight_dtype": torch.float32},
+    "packed": {"packed": True},
+    "dense": {"several": ()},
+    "x_proj and out_proj per modality": {"several": ("x", "out")},
+    "bare": {
+        "in_bias": False,
+        "conv_bias": False,
+        "dt_bias": False,
+        "out_bias": False,
+        "initial_state": False,
+        "order": "time",
+    },
+    "device offsets": {"host": False},
+    "views": {"strides": "half"},
+    "channel-first": {"strides": "transposed"},
+    "two taps": {"taps": 2},
+    "parameters in half": {"parameter_dtype": torch.bfloat16},
+    "no tokens": {"length": 0},
+    "no sequences": {"batch": 0},
+    "one token": {"batch": 1, "length": 1},
 }
 
 
@@ -171,6 +196,48 @@ def test_grouped_linear_backward(device, needs, host):
     more = dict(zip(("needs_x", "needs_weight", "needs_bias"), needs, strict=True))
     grad = cotangent(mom.grouped_linear(**arguments))
     check("grouped_linear_backward", operator_arguments("grouped_linear_backward", arguments, grad=grad, **more))
+
+
+def checked_block_arguments(variation: Arguments, device: torch.device, **more) -> Arguments:
+    """As for the scan, every checkpoint slot has an owner; without tokens none has, so none is made."""
+    if device.type == "cuda" and not variation.get("host", True):
+        pytest.skip("boundaries must be on the host of a GPU")
+    arguments = block_arguments(
+        **{"batch": 2, "length": 18, "width": 6, "inner": 5, **variation, **more}, device=device
+    )
+    if variation.get("packed"):
+        arguments["cu_seqlens"] = torch.tensor([0, 17, 36], dtype=torch.int32, device=device)
+        arguments |= {name: arguments[name][:2] for name in ("conv_state", "ssm_state")}
+    arguments["lean"] |= arguments["x"].numel() == 0
+    return arguments
+
+
+@pytest.mark.parametrize("variation", BLOCK.values(), ids=BLOCK)
+@pytest.mark.parametrize("level", ["default", "lean", "inference"])
+def test_mamba_block(device, variation, level):
+    arguments = checked_block_arguments(variation, device, lean=level == "lean")
+    if level != "inference":
+        arguments = with_gradients(arguments)
+    keep = level != "inference"
+    check("mamba_block", operator_arguments("mamba_block", arguments, keep=keep))
+
+
+@pytest.mark.parametrize("frozen", ["x", "in_weight", "dt_bias", "A_log", "conv_state"])
+def test_mamba_block_with_some_gradients(device, frozen):
+    arguments = with_gradients(checked_block_arguments({}, device), lambda name: name != frozen)
+    check("mamba_block", operator_arguments("mamba_block", arguments, keep=True))
+
+
+@pytest.mark.parametrize("variation", BLOCK.values(), ids=BLOCK)
+@pytest.mark.parametrize("needs", [31, 0, 10], ids=["all", "nothing", "in_proj and dt_proj"])
+def test_mamba_block_backward(device, variation, needs):
+    arguments = checked_block_arguments(variation, device, lean=needs == 0)
+    y, conv_state, ssm_state, *kept = OPS.mamba_block.default(*operator_arguments("mamba_block", arguments, keep=True))
+    more = dict(zip(("xz", "x_dbl", "gated", "checkpoints"), kept, strict=True))
+    more |= {"grad_y": cotangent(y), "needs": needs}
+    if needs:
+        more |= {"grad_conv_state": cotangent(conv_state), "grad_ssm_state": cotangent(ssm_state)}
+    check("mamba_block_backward", operator_arguments("mamba_block_backward", arguments, **more))
 
 
 @pytest.mark.parametrize("training", [True, False])
