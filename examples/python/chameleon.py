@@ -14,19 +14,23 @@ from __future__ import annotations
 import argparse
 import os
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+# Before torch is loaded, which reads both. The first is what deterministic cuBLAS asks for. The second lets threads of
+# GNU OpenMP sleep when they have waited some microseconds: by default they spin for milliseconds, and beside another
+# busy program, where the thread they wait for is not running, that slows a step down 20 times.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from training_kit.failure import fail
 
 try:
     import torch
     from chameleon_kit.arguments import parse_arguments
-    from chameleon_kit.task import MODALITIES, ChameleonTask
+    from chameleon_kit.report import report
+    from chameleon_kit.task import ChameleonTask
     from emoji_scenes import MissingPackagesError, SpritePack, load_or_build_pack
     from training_kit.arguments import chosen_device
-    from training_kit.checkpoint import CheckpointError, load_checkpoint, read_json_lines
-    from training_kit.plots import plot_losses
-    from training_kit.trainer import METRICS_NAME, make_deterministic, resume_command, train
+    from training_kit.checkpoint import CheckpointError, load_checkpoint
+    from training_kit.trainer import make_deterministic, resume_command, train
 except ModuleNotFoundError as error:
     source = "." if error.name in ("torch", "mixture_of_mamba") else "-r examples/python/requirements.txt"
     fail(f"the Python package {error.name} is not installed: pip install {source}")
@@ -55,30 +59,14 @@ def load_pack(args: argparse.Namespace) -> SpritePack:
     return pack.first(args.concepts)
 
 
-def report(task: ChameleonTask, args: argparse.Namespace, entropies: dict[str, float]) -> None:
-    runs = {args.mixer: read_json_lines(args.output / METRICS_NAME)}
-    if args.compare is not None:
-        runs[args.compare.name] = read_json_lines(args.compare / METRICS_NAME)
-    curves, drawings = args.output / "losses.png", args.output / "samples.png"
-    plot_losses(curves, runs, list(MODALITIES), entropies)
-    task.draw(drawings)
-    rows = {"unigram entropy": entropies}
-    for label, records in runs.items():
-        last = [record for record in records if record["kind"] == "validation"][-1:]
-        rows.update({f"{label}, step {record['step']}": record for record in last})
-    print(f"{'held out, nats a token':<40}" + "".join(f"{name:>10}" for name in MODALITIES))
-    for label, row in rows.items():
-        print(f"{label:<40}" + "".join(f"{row[name]:>10.3f}" for name in MODALITIES))
-    print(f"curves: {curves}\ndrawings: {drawings}")
-
-
 def main() -> int:
     args = parse_arguments(__doc__ or "")
     device = chosen_device(args)
     make_deterministic(args.seed)
     try:
         pack = load_pack(args)
-        checkpoint = None if args.fresh else load_checkpoint(args.output)
+        config = configuration(args, pack)
+        checkpoint = None if args.fresh else load_checkpoint(args.output, config)
         task = ChameleonTask(args, pack, device, checkpoint["constants"] if checkpoint else {})
         active, total = task.parameters()
         entropies = task.unigram_entropies()
@@ -88,10 +76,12 @@ def main() -> int:
         print("unigram entropy " + ", ".join(f"{name} {entropy:.3f}" for name, entropy in entropies.items()))
         if checkpoint:
             print(f"going on from step {checkpoint['step']} in {args.output} (--fresh starts over)")
-        complete = train(task, args, configuration(args, pack), checkpoint)
+        complete = train(task, args, config, checkpoint)
         if complete:
-            report(task, args, entropies)
-    except (MissingPackagesError, CheckpointError, FloatingPointError, OSError, ValueError) as error:
+            report(task, args, config, entropies)
+    except OSError as error:
+        fail(str(error) if error.filename else f"{error.strerror or error}, in {args.output}")
+    except (MissingPackagesError, CheckpointError, FloatingPointError, ValueError) as error:
         fail(str(error))
     except torch.OutOfMemoryError:
         fail(f"--device {args.device} has too little memory for --batch {args.batch} at this size")

@@ -11,6 +11,7 @@ __all__ = ["PATCH", "PatchTokeniser"]
 PATCH = 4
 ITERATIONS = 15
 MAX_PATCHES = 40_000
+COLOUR_WEIGHT = 1.5  # the eye forgives a wrong texture sooner than a wrong hue
 
 
 class PatchTokeniser:
@@ -23,21 +24,25 @@ class PatchTokeniser:
     def fit(pictures: Tensor, codes: int, seed: int) -> PatchTokeniser:
         """Fit to ``pictures [count, 3, height, width]`` in 0 .. 1.
 
-        Only distinct patches count: flat background would otherwise take most of the codebook.
+        Only distinct patches count: flat background would otherwise take most of the codebook. Where a code comes to
+        lie among its patches is then decided by how frequent they are, so that flat background is drawn flat.
         """
         # Sums over clusters are float64 on the CPU, in one order: the same codebook every time.
         patches = _patches(pictures).reshape(-1, 3 * PATCH * PATCH).cpu()
-        patches = (patches * 255).round().unique(dim=0) / 255
+        patches, frequencies = (patches * 255).round().unique(dim=0, return_counts=True)
         random = torch.Generator().manual_seed(seed)
-        patches = patches[torch.randperm(len(patches), generator=random)[:MAX_PATCHES]]
+        order = torch.randperm(len(patches), generator=random)
+        order = order[frequencies[order].argsort(descending=True, stable=True)[:MAX_PATCHES]]
+        patches, frequencies = patches[order] / 255, frequencies[order].double()
         if len(patches) < codes:
             raise ValueError(f"codes must be at most the number of distinct patches, {len(patches)}, got {codes}")
-        centres = patches[:codes].clone()
-        for _ in range(ITERATIONS):
+        centres = patches[torch.randperm(len(patches), generator=random)[:codes]]
+        for iteration in range(ITERATIONS):
+            weights = frequencies if iteration == ITERATIONS - 1 else torch.ones_like(frequencies)
             nearest = _nearest(patches, centres)
             sums = torch.zeros(codes, patches.shape[1], dtype=torch.float64)
-            sums.index_add_(0, nearest, patches.double())
-            counts = torch.bincount(nearest, minlength=codes)
+            sums.index_add_(0, nearest, weights[:, None] * patches.double())
+            counts = torch.bincount(nearest, weights, minlength=codes)
             used = counts > 0
             centres[used] = (sums[used] / counts[used, None]).float()
             spare = torch.randperm(len(patches), generator=random)[: int((~used).sum())]
@@ -69,5 +74,17 @@ def _patches(pictures: Tensor) -> Tensor:
 
 
 def _nearest(patches: Tensor, centres: Tensor) -> Tensor:
+    patches, centres = _as_seen(patches), _as_seen(centres)
     distances = centres.square().sum(1) - 2 * patches @ centres.T
     return distances.argmin(1)
+
+
+def _as_seen(patches: Tensor) -> Tensor:
+    """Patches with their hues and their mean colours weighted up.
+
+    The map is linear, so the mean of a cluster is its centre in these terms too, and the codebook can stay in RGB.
+    """
+    colours = patches.unflatten(-1, (3, PATCH * PATCH))
+    grey = colours.mean(-2, keepdim=True)
+    seen = grey + COLOUR_WEIGHT * (colours - grey)
+    return (seen + (COLOUR_WEIGHT - 1) * seen.mean(-1, keepdim=True)).flatten(-2)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from emoji_scenes import SceneSource, SpritePack, longest_caption, render, sprite_tensor, template_words
+from emoji_scenes import CREDIT, Scene, SceneSource, SpritePack, longest_caption, render, sprite_tensor, template_words
 from torch import Tensor
-from training_kit.plots import plot_pictures
+from training_kit.plots import PictureRow, plot_pictures
 from training_kit.trainer import StepResult
 
 from chameleon_kit.decoder import Decoder, ModalityLosses, modality_losses
@@ -26,6 +26,7 @@ HELD_OUT_SEED = 20250127
 HOLD_OUT_EVERY = 20  # every 20th concept is never trained on
 FITTING_SCENES = 2048
 EVALUATION_BATCH = 32
+READING_SAMPLES = 256
 Z_LOSS_WEIGHT = 1e-5  # Lumina-mGPT's, which trains Chameleon
 
 
@@ -96,23 +97,42 @@ class ChameleonTask:
         entropies = [torch.distributions.Categorical(part).entropy().item() for part in parts]
         return dict(zip(MODALITIES, entropies, strict=True))
 
-    def draw(self, path: Path) -> None:
-        """Held-out scenes beside what the model draws for their captions and what it says of their pictures."""
+    def draw(self, path: Path) -> dict[str, float]:
+        """Draw held-out scenes, what the model says of them, and what it draws for their captions.
+
+        Returns:
+            The share of pictures that the model describes without a wrong word: of held-out scenes, and of what it
+            drew itself for their captions.
+        """
         self.model.eval()
         args, vocabulary = self.args, self.vocabulary
-        scenes = self.held_out.batch(args.eval_samples, args.draw)
+        scenes = self.held_out.batch(args.eval_samples, max(args.draw, min(args.eval_samples, READING_SAMPLES)))
         originals = render(scenes, self.sprites)
         codes = self.tokeniser.encode(originals)
         drawn = draw_captions(self.model, vocabulary, scenes, self.device, args.temperature, args.seed)
-        columns = {
-            "held-out scene": originals,
-            "its tokens": self.tokeniser.decode(codes),
-            "the model draws": self.tokeniser.decode(drawn),
+        read, reread = self._read(codes, scenes), self._read(drawn, scenes)
+        shown = slice(args.draw)
+        pixels = (
+            pictures[shown].permute(0, 2, 3, 1).cpu().numpy()
+            for pictures in (originals, self.tokeniser.decode(codes[shown]), self.tokeniser.decode(drawn[shown]))
+        )
+        headings = (
+            "held-out\nscene",
+            "its tokens,\nand what the\nmodel says\nof them",
+            "what the\nmodel draws\nfor the caption",
+        )
+        remarks = (None, read[shown], None)
+        rows = [PictureRow(*row) for row in zip(headings, pixels, remarks, strict=True)]
+        plot_pictures(path, [scene.caption for scene in scenes[shown]], rows, CREDIT)
+        return {
+            "held-out pictures": sum(right for _, right in read) / len(read),
+            "its own drawings": sum(right for _, right in reread) / len(reread),
         }
-        pictures = {heading: p.permute(0, 2, 3, 1).cpu().numpy() for heading, p in columns.items()}
-        captions = [scene.caption for scene in scenes]
-        spoken = caption_pictures(self.model, vocabulary, codes)
-        plot_pictures(path, pictures, captions, "the model says\nof these tokens", spoken)
+
+    def _read(self, codes: Tensor, scenes: list[Scene]) -> list[tuple[str, bool]]:
+        """(what the model says of a picture, whether that is true of its scene) for each."""
+        captions = caption_pictures(self.model, self.vocabulary, codes)
+        return [(caption, caption in scene.captions) for caption, scene in zip(captions, scenes, strict=True)]
 
     def _losses(self, batch: Batch) -> ModalityLosses:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):

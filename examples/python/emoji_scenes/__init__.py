@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Endless captioned pictures composed of OpenMoji drawings."""
 
-from emoji_scenes.pack import MissingPackagesError, SpritePack, load_or_build_pack
+from emoji_scenes.pack import CREDIT, MissingPackagesError, SpritePack, load_or_build_pack
 from emoji_scenes.scenes import (
     BACKGROUNDS,
     Scene,
@@ -14,6 +14,7 @@ from emoji_scenes.scenes import (
 
 __all__ = [
     "BACKGROUNDS",
+    "CREDIT",
     "MissingPackagesError",
     "Scene",
     "SceneSource",

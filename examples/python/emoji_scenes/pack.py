@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["SPRITE_SIZE", "MissingPackagesError", "SpritePack", "load_or_build_pack"]
+__all__ = ["CREDIT", "SPRITE_SIZE", "MissingPackagesError", "SpritePack", "load_or_build_pack"]
 
 SPRITE_SIZE = 40
 PACK_NAME = "emoji_scenes.npz"
@@ -29,6 +29,7 @@ VARIATION_SELECTOR = "\ufe0f"
 # Food, plants and animals come first in the pack, so that its beginning alone is a good small set.
 FIRST_BLOCKS = ((0x1F32D, 0x1F37F), (0x1F400, 0x1F43E), (0x1F950, 0x1F96F), (0x1F980, 0x1F9AE))
 
+CREDIT = "drawings: OpenMoji (openmoji.org), CC BY-SA 4.0"  # for every picture that shows them
 ATTRIBUTION = """\
 emoji_scenes.npz holds pictures rendered from OpenMoji {version} (https://openmoji.org):
 {attribution}

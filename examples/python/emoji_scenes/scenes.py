@@ -31,37 +31,47 @@ __all__ = [
 IMAGE_SIZE = 32
 SUPERSAMPLING = 2
 
+# Light ones, against which the drawings' black outlines show; each costs the image codebook its own set of edges.
 BACKGROUNDS = {
     "white": (255, 255, 255),
     "mint": (178, 235, 210),
     "sky": (160, 210, 250),
     "rose": (250, 190, 205),
     "lemon": (252, 240, 150),
-    "lilac": (205, 185, 240),
-    "grey": (170, 174, 180),
-    "navy": (45, 55, 100),
 }
 COLOUR_NAMES = tuple(BACKGROUNDS)
 
 # The words between two drawings -> centre of the first one, in units of half the picture; the second mirrors it.
 PLACES = {"left of": (-0.5, 0.0), "right of": (0.5, 0.0), "above": (0.0, -0.5), "below": (0.0, 0.5)}
 PLACE_NAMES = tuple(PLACES)
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 SINGLE_SHARE = 0.5
-SINGLE_SIZE = (0.92, 1.08)  # of the picture's side
-PAIR_SIZE = (0.54, 0.62)
-JITTER = 0.04
-MAX_TURN = np.deg2rad(8.0)
+SINGLE_SIZE = (0.96, 1.04)  # of the picture's side
+PAIR_SIZE = (0.54, 0.58)
+JITTER = 0.02
+MAX_TURN = np.deg2rad(4.0)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two sprites: ``concepts`` index the pack; ``poses [concepts, 4]`` are x, y, size and turn of each."""
+    """One or two sprites on a background.
+
+    Attributes:
+        concepts: indices into the pack.
+        poses: ``[concepts, 4]``, x, y, size and turn of each.
+        background: index into BACKGROUNDS.
+        captions: all that are true of it, the one it goes by first: what is left of a thing has that to its right.
+    """
 
     concepts: tuple[int, ...]
     poses: np.ndarray
     background: int
-    caption: str
+    captions: tuple[str, ...]
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
 
 
 class SceneSource:
@@ -98,10 +108,13 @@ class SceneSource:
         return [self._scene(*row, poses[index]) for index, row in enumerate(rows)]
 
     def _scene(self, first: int, second: int, place: int, background: int, paired: bool, poses: np.ndarray) -> Scene:
-        concepts = [self.concepts[index] for index in ((first, second) if paired else (first,))]
-        words = f" {PLACE_NAMES[place]} ".join(self.names[concept] for concept in concepts)
-        caption = f"{words} on {COLOUR_NAMES[background]}"
-        return Scene(tuple(concepts), poses[: len(concepts)], background, caption)
+        concepts = tuple(self.concepts[index] for index in ((first, second) if paired else (first,)))
+        names = [self.names[concept] for concept in concepts]
+        orders = [(PLACE_NAMES[place], names)]
+        if paired:
+            orders.append((OPPOSITES[PLACE_NAMES[place]], names[::-1]))
+        captions = tuple(f" {relation} ".join(order) + f" on {COLOUR_NAMES[background]}" for relation, order in orders)
+        return Scene(concepts, poses[: len(concepts)], background, captions)
 
 
 def render(scenes: list[Scene], sprites: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, output: str) -> N
     run = parser.add_argument_group("run")
     run.add_argument("--output", type=Path, help=f"folder of this run ({output})")
     run.add_argument("--fresh", action="store_true", help="start over, even if --output holds a run")
-    run.add_argument("--save-every", type=positive_int, default=100, help="steps between checkpoints (100)")
+    run.add_argument("--save-every", type=positive_int, help="steps between checkpoints (by size)")
     run.add_argument("--eval-every", type=positive_int, default=200, help="steps between validations (200)")
     run.add_argument("--eval-samples", type=positive_int, default=256, help="held-out samples (256)")
 

@@ -17,6 +17,7 @@ import torch
 __all__ = ["CheckpointError", "JsonLines", "load_checkpoint", "read_json_lines", "remove_checkpoint", "save_checkpoint"]
 
 CHECKPOINT_NAME = "checkpoint.pt"
+CONTENT = {"config", "step", "seconds", "tokens", "threads", "model", "optimizer", "constants", "positions"}
 
 
 class CheckpointError(Exception):
@@ -38,15 +39,29 @@ def remove_checkpoint(folder: Path) -> None:
     _sync_folder(folder)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint in ``folder``, its tensors on the CPU; or None. Only tensors and plain values are unpickled."""
+def load_checkpoint(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint in ``folder``, its tensors on the CPU; or None. Only tensors and plain values are unpickled.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not of a run with this ``config``.
+    """
     path = folder / CHECKPOINT_NAME
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); start over with --fresh") from error
+    if not isinstance(checkpoint, dict) or checkpoint.keys() != CONTENT:
+        raise CheckpointError(f"{path} is not a checkpoint of this version of the example; start over with --fresh")
+    saved = checkpoint["config"]
+    for name in sorted(config.keys() | saved.keys()):
+        if config.get(name) != saved.get(name):
+            raise CheckpointError(
+                f"{folder} holds a run with {name} {saved.get(name)}, not {config.get(name)}; "
+                "choose another --output, or --fresh to start over"
+            )
+    return checkpoint
 
 
 class JsonLines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +15,59 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-__all__ = ["plot_losses", "plot_pictures"]
+__all__ = ["PictureRow", "plot_losses", "plot_pictures"]
 
 SMOOTHING = 0.95
-CAPTION_WIDTH = 26
+CAPTION_WIDTH = 17
+HEADROOM = 1.4  # of the axis over the dashed line: the first losses leave it, and the legend goes there
+ENLARGED_FROM = 0.5  # of the steps
 
 
 def plot_losses(
-    path: Path, runs: dict[str, list[dict[str, Any]]], modalities: list[str], floors: dict[str, float]
+    path: Path, runs: dict[str, list[dict[str, Any]]], modalities: list[str], floors: dict[str, float], floor_name: str
 ) -> None:
-    """One panel per modality: training loss (smoothed), held-out loss (points), a dashed line at ``floors``.
+    """A column per modality: training loss (smoothed), held-out loss (points), a dashed line; below, the end enlarged.
 
     Args:
         path: the PNG.
         runs: label -> metrics records.
         modalities: names of the losses in the records.
-        floors: modality -> what a model that ignores context could reach at best.
+        floors: modality -> height of the dashed line.
+        floor_name: what it is.
     """
-    figure, axes = pyplot.subplots(1, len(modalities), figsize=(5.5 * len(modalities), 4), squeeze=False)
-    for axis, modality in zip(axes[0], modalities, strict=True):
+    figure, axes = pyplot.subplots(
+        2, len(modalities), figsize=(5.5 * len(modalities), 6.6), height_ratios=(3, 2), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for (axis, below), modality in zip(axes.T, modalities, strict=True):
         for index, (label, records) in enumerate(runs.items()):
-            colour = f"C{index}"
             train = [(r["step"], r[modality]) for r in records if r["kind"] == "train"]
             held_out = [(r["step"], r[modality]) for r in records if r["kind"] == "validation"]
-            if train:
-                steps, losses = zip(*train, strict=True)
-                axis.plot(steps, _smooth(np.array(losses)), color=colour, alpha=0.5, label=f"{label}, training")
-            if held_out:
-                axis.plot(*zip(*held_out, strict=True), "o-", color=colour, label=f"{label}, held out")
-        if modality in floors:
-            axis.axhline(floors[modality], color="grey", linestyle="--", label="unigram entropy")
-        axis.set(title=modality, xlabel="step", ylabel="nats a token")
-        axis.legend()
-        axis.grid(alpha=0.3)
+            _plot_run(axis, below, f"C{index}", label, train, held_out)
+        floor = floors[modality]
+        axis.axhline(floor, color="grey", linestyle="--", label=f"{floor_name}: {floor:.3f}")
+        axis.set(title=f"{modality} tokens", ylabel="nats a token", ylim=(0, HEADROOM * floor))
+        axis.legend(loc="upper right", fontsize=9, framealpha=1)
+        below.set(title="the second half", xlabel="step", ylabel="nats a token")
+        for each in (axis, below):
+            each.grid(alpha=0.3)
     _save(figure, path)
+
+
+def _plot_run(
+    axis: Any, below: Any, colour: str, label: str, train: list[tuple[int, float]], held_out: list[tuple[int, float]]
+) -> None:
+    steps = np.array([step for step, _ in train])
+    losses = _smooth(np.array([loss for _, loss in train]))
+    held_out_steps, held_out_losses = np.array(held_out).reshape(-1, 2).T
+    last = f": {held_out_losses[-1]:.3f}" if held_out else ""
+    for panel, begin in ((axis, 0), (below, ENLARGED_FROM * steps.max(initial=0))):
+        shown, points = steps >= begin, held_out_steps >= begin
+        panel.plot(steps[shown], losses[shown], color=colour, alpha=0.4, label=f"{label}, training")
+        panel.plot(
+            held_out_steps[points], held_out_losses[points], "o-", color=colour, markersize=4,
+            label=f"{label}, held out{last}",
+        )  # fmt: skip
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:
@@ -60,36 +80,40 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def plot_pictures(path: Path, columns: dict[str, np.ndarray], captions: list[str], note: str, notes: list[str]) -> None:
-    """A row per caption, a column per kind of picture.
+@dataclass(frozen=True)
+class PictureRow:
+    """A row of :func:`plot_pictures`: ``pictures [columns, height, width, 3]`` in 0 .. 1, and what stands below each.
 
-    Args:
-        path: the PNG.
-        columns: heading -> pictures ``[rows, height, width, 3]`` in 0 .. 1.
-        captions: left of each row.
-        note, notes: heading and text right of each row.
+    ``remarks`` are pairs of a text and whether it is right.
     """
-    width = len(columns)
+
+    heading: str
+    pictures: np.ndarray
+    remarks: list[tuple[str, bool]] | None = None
+
+
+def plot_pictures(path: Path, captions: list[str], rows: list[PictureRow], credit: str) -> None:
+    """A column per caption, which stands on top; ``credit`` at the foot."""
     figure, axes = pyplot.subplots(
-        len(captions), width + 2, figsize=(1.5 * width + 4.4, 1.5 * len(captions)), squeeze=False,
-        width_ratios=[1.5, *[1.0] * width, 1.5],
+        len(rows), len(captions), figsize=(1.45 * len(captions) + 1.3, 1.75 * len(rows) + 0.6), squeeze=False,
+        layout="constrained",
     )  # fmt: skip
-    for row, (caption, remark) in enumerate(zip(captions, notes, strict=True)):
-        for axis in axes[row]:
-            axis.axis("off")
-        for axis, text in ((axes[row][0], caption), (axes[row][-1], remark)):
-            axis.text(0.5, 0.5, textwrap.fill(text, CAPTION_WIDTH), ha="center", va="center", fontsize=8)
-        for axis, (heading, pictures) in zip(axes[row][1:-1], columns.items(), strict=True):
-            axis.imshow(np.clip(pictures[row], 0, 1), interpolation="nearest")
-            if row == 0:
-                axis.set_title(heading, fontsize=9)
-    axes[0][0].set_title("caption", fontsize=9)
-    axes[0][-1].set_title(note, fontsize=9)
+    for axis, caption in zip(axes[0], captions, strict=True):
+        axis.set_title(textwrap.fill(caption, CAPTION_WIDTH), fontsize=9)
+    for axes_of_row, row in zip(axes, rows, strict=True):
+        axes_of_row[0].set_ylabel(row.heading, fontsize=9, rotation=0, ha="right", va="center", labelpad=8)
+        for axis, picture in zip(axes_of_row, row.pictures, strict=True):
+            axis.imshow(np.clip(picture, 0, 1), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color("lightgrey")
+        for axis, (text, right) in zip(axes_of_row, row.remarks or [], strict=False):
+            mark, colour = ("\u2713", "tab:green") if right else ("\u2717", "tab:red")
+            axis.set_xlabel(textwrap.fill(f"{mark} {text}", CAPTION_WIDTH), fontsize=8, color=colour)
+    figure.supxlabel(credit, fontsize=7, color="grey")
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     figure.savefig(partial, dpi=120)
     pyplot.close(figure)

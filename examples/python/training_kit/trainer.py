@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training_kit.checkpoint import CheckpointError, JsonLines, remove_checkpoint, save_checkpoint
+from training_kit.checkpoint import JsonLines, remove_checkpoint, save_checkpoint
 from training_kit.optimizer import learning_rate, make_adamw
 
 __all__ = ["METRICS_NAME", "TIMING_NAME", "StepResult", "Task", "make_deterministic", "resume_command", "train"]
@@ -96,7 +96,7 @@ def train(task: Task, args: argparse.Namespace, config: dict[str, Any], checkpoi
         Whether the run is complete; False after Ctrl-C, with everything saved.
 
     Raises:
-        CheckpointError: the checkpoint is of another configuration.
+        CheckpointError: the files beside the checkpoint are shorter than they were when it was made.
         FloatingPointError: the loss is no longer finite.
     """
     args.output.mkdir(parents=True, exist_ok=True)
@@ -127,6 +127,7 @@ class _Run:
         self.step = 0
         self.saved_step = 0
         self.seconds = 0.0
+        self.tokens = 0
         self.rate = 0.0
         self.pending: list[_Pending] = []
         self.pending_since = time.perf_counter()
@@ -186,7 +187,9 @@ class _Run:
                 means[name] += losses[name] / len(self.pending)
         elapsed = time.perf_counter() - self.pending_since
         self.seconds += elapsed
-        self.rate = sum(one.result.num_tokens for one in self.pending) / elapsed
+        tokens = sum(one.result.num_tokens for one in self.pending)
+        self.tokens += tokens
+        self.rate = tokens / elapsed
         self.pending = []
         self.pending_since = time.perf_counter()
         return " ".join([*(f"{name} {mean:.3f}" for name, mean in means.items()), f"{self.rate:,.0f} tokens/s"])
@@ -198,9 +201,8 @@ class _Run:
             losses = self.task.evaluate()
         self.task.model.train()
         self.files[METRICS_NAME].write({"step": self.step, "kind": "validation", **losses})
-        self.files[TIMING_NAME].write(
-            {"step": self.step, "training_seconds": round(self.seconds, 3), "tokens_per_second": round(self.rate)}
-        )
+        timing = {"training_seconds": round(self.seconds, 3), "tokens_per_second": round(self.rate)}
+        self.files[TIMING_NAME].write({"step": self.step, "tokens": self.tokens, **timing})
         self.pending_since = time.perf_counter()
         text = ", ".join(f"{name.replace('_', ' ')} {loss:.3f}" for name, loss in losses.items())
         return f"step {self.step:>6} of {self.args.steps}: held-out {text}; {self.rate:,.0f} tokens/s"
@@ -211,6 +213,7 @@ class _Run:
             "config": self.config,
             "step": self.step,
             "seconds": self.seconds,
+            "tokens": self.tokens,
             "threads": torch.get_num_threads(),
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -222,15 +225,9 @@ class _Run:
         self.pending_since = time.perf_counter()
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["config"]
-        for name in sorted(self.config.keys() | saved.keys()):
-            if self.config.get(name) != saved.get(name):
-                raise CheckpointError(
-                    f"{self.args.output} holds a run with {name} {saved.get(name)}, not {self.config.get(name)}; "
-                    "choose another --output, or --fresh to start over"
-                )
         torch.set_num_threads(checkpoint["threads"])  # sums are split by thread, and their last bits show it
         self.task.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.step = self.saved_step = checkpoint["step"]
         self.seconds = checkpoint["seconds"]
+        self.tokens = checkpoint["tokens"]
