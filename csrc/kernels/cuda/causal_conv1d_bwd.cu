@@ -132,7 +132,6 @@ struct BackwardWalk : Walk<K> {
 
   __device__ __forceinline__ void own_tokens() {
     const int32_t length = unit.length, last = unit.base + length - 1;
-    const bool states_leave = unit.chunk == 0 && p.grad_initial_state != nullptr;
     int32_t next_row[kInFlight];
     if (length > 0) this->find_rows(unit.base, last, next_row);
     begin();
@@ -147,7 +146,7 @@ struct BackwardWalk : Walk<K> {
         grad_y[i] = this->load(p.grad_y, row[i]);
       }
       this->find_rows(unit.base + first + kInFlight, last, next_row);
-      if (first + kInFlight <= length && !this->any_padding(row) && !(states_leave && first < taps)) {
+      if (first + kInFlight <= length && !this->any_padding(row) && !state_leaves_next()) {
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i) token<true, true>(row[i], x[i], grad_y[i]);
         continue;
@@ -155,6 +154,13 @@ struct BackwardWalk : Walk<K> {
 #pragma unroll 1
       for (int i = first; i < min(first + kInFlight, length); ++i) one_token(p.order.row_of(unit.base + i));
     }
+  }
+
+  // Entries of the state are the oldest in the window.
+  __device__ __forceinline__ bool state_leaves_next() {
+    if (taps == 0 || p.grad_initial_state == nullptr) return false;
+    const int32_t oldest = source_at(0);
+    return oldest < 0 && oldest != kForeign;
   }
 
   __device__ __forceinline__ void one_token(int32_t row) {

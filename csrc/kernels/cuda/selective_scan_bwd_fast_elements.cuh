@@ -35,16 +35,6 @@ struct Step {
   float delta, slope;  // softplus and its derivative
 };
 
-// Unlike fminf() and fmaxf(), these hand a NaN on.
-__device__ __forceinline__ float lesser(float a, float b) {
-  asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
-  return a;
-}
-__device__ __forceinline__ float greater(float a, float b) {
-  asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
-  return a;
-}
-
 __device__ __forceinline__ Step softplus_step(float x) {
   const float e = ex2(lesser(x * kLog2E, 100.0f)), one_and_e = 1.0f + e;
   float reciprocal;

@@ -68,9 +68,10 @@ bool is_aligned(const SelectiveScanForwardParams& p, int group) {
     return rows_aligned(rows.data, rows.stride, bytes, matrix_word);
   };
   const auto states = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  return staged_modalities(p) > 0 && p.channels % 8 == 0 && p.states % (group * kStatesPerLane) == 0 &&
-         wide(p.u) && wide(p.dt) && wide(p.z) && wide({p.out.data, p.out.stride}) && matrix(p.B) &&
-         matrix(p.C) && states(p.final_state) && states(p.checkpoints);
+  return staged_modalities(p) > 0 && p.channels % 8 == 0 && p.states > 0 &&
+         p.states % (group * kStatesPerLane) == 0 && wide(p.u) && wide(p.dt) && wide(p.z) &&
+         wide({p.out.data, p.out.stride}) && matrix(p.B) && matrix(p.C) && states(p.final_state) &&
+         states(p.checkpoints);
 }
 
 Access access_of(const SelectiveScanForwardParams& p, int group) {

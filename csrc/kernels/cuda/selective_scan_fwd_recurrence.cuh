@@ -49,6 +49,8 @@ struct Recurrence {
       for (int s = 0; s < kS; ++s) {
         A[c][s] = exists(c, s) ? static_cast<const float*>(p.A)[(channel + c) * p.states + state(s)] : 0.0f;
         h[c][s] = start != nullptr && exists(c, s) ? start[offset(outer, c, s)] : 0.0f;
+        // ex2_polynomial() would lose it.
+        if (K::kPolynomial > 0 && isnan(A[c][s]) && unit.length > 0) h[c][s] = A[c][s];
       }
     }
   }

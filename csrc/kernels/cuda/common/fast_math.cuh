@@ -31,9 +31,19 @@ __device__ __forceinline__ float tanh_approx(float x) {
   return y;
 }
 
+// Unlike fminf() and fmaxf(), these hand a NaN on.
+__device__ __forceinline__ float lesser(float a, float b) {
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+  return a;
+}
+__device__ __forceinline__ float greater(float a, float b) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+  return a;
+}
+
 // 2^x on the FMA pipe, for a share of the exponentials when the special-function unit is the bound.
 // 2^f = 1 + f q(f): the decay RATE has a relative error of about 1e-5, also for decays close to 1.
-// Saturates beyond 2^126.
+// Saturates beyond 2^126. A NaN is lost: the caller sees to those.
 __device__ __forceinline__ float ex2_polynomial(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   x = fminf(fmaxf(x, -125.0f), 126.0f);
@@ -49,7 +59,7 @@ template <typename T>
 __device__ __forceinline__ float softplus2(float x) {
   constexpr float kLinearAbove = 30.0f;
   if constexpr (std::is_same_v<T, float>) {
-    const float y = kLog2E * log1pf(exp2f(fminf(x, kLinearAbove)));
+    const float y = kLog2E * log1pf(exp2f(lesser(x, kLinearAbove)));
     return x > kLinearAbove ? x : y;
   } else {
     const float e = ex2(x);
