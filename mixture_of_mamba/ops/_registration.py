@@ -101,6 +101,11 @@ def vmap_by_loop(name: str) -> None:
         ]
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
-        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * len(results[0])
+        return tuple(stacked(column) for column in zip(*results, strict=True)), (0,) * len(results[0])
+
+    def stacked(outputs: tuple[Any, ...]) -> Any:
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs)
+        return [torch.stack(column) for column in zip(*outputs, strict=True)]
 
     torch.library.register_vmap(f"{NAMESPACE}::{name}", loop)

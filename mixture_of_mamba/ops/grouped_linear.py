@@ -103,6 +103,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("mixture_of_mamba::grouped_linear", _backward, setup_context=_setup_context)
 forbid_double_backward("grouped_linear_backward")
 vmap_by_loop("grouped_linear")
+vmap_by_loop("grouped_linear_backward")  # torch's own fallback does not take lists
 
 
 def _cast(dtype: torch.dtype, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -244,6 +244,7 @@ def _backward(
 torch.library.register_autograd("mixture_of_mamba::mamba_block", _backward, setup_context=_setup_context)
 forbid_double_backward("mamba_block_backward")
 vmap_by_loop("mamba_block")
+vmap_by_loop("mamba_block_backward")  # torch's own fallback does not take lists
 
 
 # What autocast leaves alone: biases of dt, A_log, D, and the state of the scan.

@@ -5,7 +5,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_bitwise_equal, conv_arguments, linear_arguments, lower, run, scan_arguments
+from support import (
+    assert_bitwise_equal,
+    block_arguments,
+    conv_arguments,
+    linear_arguments,
+    lower,
+    run,
+    scan_arguments,
+)
 
 import mixture_of_mamba as mom
 
@@ -59,6 +67,25 @@ def test_selective_scan_in_float32_stays_in_float32(device, dtype):
     assert_bitwise_equal(results, run(mom.selective_scan, arguments))
 
 
+@pytest.mark.parametrize("several", [("in", "x", "dt", "out"), ()], ids=["per modality", "shared"])
+def test_mamba_block_keeps_the_recurrence_in_float32(device, dtype, several):
+    """Matrices, convolution and activations are cast; A_log, D, the bias of dt and the scan's state are not."""
+    arguments = block_arguments(several=several, device=device)
+    results = run(cast(mom.mamba_block, device, dtype), arguments)
+    assert results["y"].dtype == results["new_conv_state"].dtype == dtype
+    assert results["new_ssm_state"].dtype == torch.float32
+    assert all(value.dtype == torch.float32 for name, value in results.items() if name.startswith("grad_"))
+    wide = ("A_log", "D", "dt_bias", "ssm_state")
+    low = {
+        name: value if name in wide else lower({name: value}, dtype, device)[name] for name, value in arguments.items()
+    }
+    expected = run(mom.mamba_block, low)
+    for name in wide:
+        names = [f"grad_{name}[{m}]" for m in range(len(arguments[name]))] if name == "dt_bias" else [f"grad_{name}"]
+        assert all(expected[each].dtype == torch.float32 for each in names)
+    assert_bitwise_equal(results, {name: value.to(results[name].dtype) for name, value in expected.items()})
+
+
 def test_a_layer_of_ops(device, dtype):
     """From float32 inputs: low precision between the projections, float32 dt, A and state, float32 gradients."""
     linear = linear_arguments(2, 37, 12, 24, device=device, padding=False)
@@ -82,12 +109,14 @@ def test_double_is_left_alone(dtype):
         assert mom.grouped_linear(**linear_arguments(dtype=torch.float64)).dtype == torch.float64
         assert mom.causal_conv1d(**conv_arguments(dtype=torch.float64))[0].dtype == torch.float64
         assert mom.selective_scan(**scan_arguments(dtype=torch.float64))[0].dtype == torch.float64
+        assert mom.mamba_block(**block_arguments(dtype=torch.float64))[0].dtype == torch.float64
 
 
 def test_disabled_autocast_casts_nothing(device, dtype):
     with torch.autocast(device.type, dtype=dtype), torch.autocast(device.type, enabled=False):
         assert mom.grouped_linear(**linear_arguments(device=device)).dtype == torch.float32
         assert mom.causal_conv1d(**conv_arguments(device=device))[0].dtype == torch.float32
+        assert mom.mamba_block(**block_arguments(device=device))[0].dtype == torch.float32
 
 
 def test_permute_rows_keeps_the_dtype(device, dtype):

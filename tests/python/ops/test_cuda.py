@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support import assert_bitwise_equal, conv_arguments, cotangent, linear_arguments, randn, run, scan_arguments
+from support import (
+    assert_bitwise_equal,
+    block_arguments,
+    conv_arguments,
+    cotangent,
+    linear_arguments,
+    randn,
+    run,
+    scan_arguments,
+)
 
 import mixture_of_mamba as mom
 
@@ -19,6 +28,10 @@ CASES = {
     "scan, half precision": (mom.selective_scan, scan_arguments, {"dtype": torch.bfloat16}),
     "conv": (mom.causal_conv1d, conv_arguments, {}),
     "conv, packed": (mom.causal_conv1d, conv_arguments, {"packed": True}),
+    "block, host offsets": (mom.mamba_block, block_arguments, {}),
+    "block, host offsets, packed, lean": (mom.mamba_block, block_arguments, {"packed": True, "lean": True}),
+    "block, host offsets, half precision": (mom.mamba_block, block_arguments, {"dtype": torch.bfloat16}),
+    "block, no offsets": (mom.mamba_block, block_arguments, {"order": "time"}),
     "linear, host offsets": (mom.grouped_linear, linear_arguments, {}),
     "linear, device offsets": (mom.grouped_linear, linear_arguments, {"host": False}),
     "linear, device offsets, half": (
@@ -121,6 +134,8 @@ def test_float64_is_refused():
             function(**arguments)
     with pytest.raises(RuntimeError, match=r"grouped_linear: .*float64 is supported on the CPU only"):
         mom.grouped_linear(**linear_arguments(dtype=torch.float64, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"mamba_block: float64 is supported on the CPU only"):
+        mom.mamba_block(**block_arguments(dtype=torch.float64, device="cuda"))
 
 
 ELSEWHERE = {
@@ -135,6 +150,12 @@ ELSEWHERE = {
         lambda: conv_arguments(packed=True, device="cuda"),
         "x",
         ("weight", "bias", "initial_state"),
+    ),
+    "mamba_block": (
+        mom.mamba_block,
+        lambda: block_arguments(packed=True, device="cuda"),
+        "x",
+        ("conv_weight", "conv_bias", "A_log", "D", "conv_state", "ssm_state"),
     ),
 }
 
@@ -154,6 +175,18 @@ def test_other_devices_are_refused(case):
         message = rf"{function.__name__}: {name} must be on the device of the activations \(cuda:0\), got cpu"
         with pytest.raises(RuntimeError, match=message):
             function(**arguments)
+
+
+def test_the_block_wants_matrices_on_the_device_and_boundaries_on_the_host():
+    arguments = block_arguments(device="cuda")
+    for name in ("in_weight", "in_bias", "x_weight", "dt_weight", "dt_bias", "out_weight", "out_bias"):
+        changed = {**arguments, name: [arguments[name][0], arguments[name][1].cpu()]}
+        with pytest.raises(RuntimeError, match=rf"{name}\[1\] must be on the device of x \(cuda:0\), got cpu"):
+            mom.mamba_block(**changed)
+    with pytest.raises(RuntimeError, match=r"host_offsets must be given beside offsets on a GPU, got None"):
+        mom.mamba_block(**{**arguments, "host_offsets": None})
+    with pytest.raises(RuntimeError, match=r"host_offsets must be on the CPU, got cuda:0"):
+        mom.mamba_block(**{**arguments, "host_offsets": arguments["offsets"]})
 
 
 def test_other_devices_are_refused_by_projections_and_permutations():

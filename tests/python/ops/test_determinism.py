@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support import assert_bitwise_equal, conv_arguments, linear_arguments, run, scan_arguments
+from support import assert_bitwise_equal, block_arguments, conv_arguments, linear_arguments, run, scan_arguments
 
 import mixture_of_mamba as mom
 
@@ -19,6 +19,11 @@ CASES = {
     "conv": (mom.causal_conv1d, lambda **more: conv_arguments(3, 400, 70, 4, modalities=3, **more)),
     "conv, packed": (mom.causal_conv1d, lambda **more: conv_arguments(3, 400, 70, 9, packed=True, **more)),
     "linear": (mom.grouped_linear, lambda **more: linear_arguments(3, 300, 48, 56, modalities=3, **more)),
+    "block": (mom.mamba_block, lambda **more: block_arguments(3, 150, 40, 70, 16, 5, modalities=3, **more)),
+    "block, packed, lean": (
+        mom.mamba_block,
+        lambda **more: block_arguments(3, 150, 40, 70, 16, 5, packed=True, lean=True, **more),
+    ),
     "linear, device offsets": (
         mom.grouped_linear,
         lambda **more: linear_arguments(3, 300, 48, 56, modalities=3, host=False, **more),
@@ -45,9 +50,9 @@ def test_runs_are_bitwise_equal(device, dtype, case):
 
 @pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith("linear")])
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith(("linear", "block"))])
 def test_number_of_threads_changes_nothing(dtype, case):
-    """Our kernels only: how a BLAS library cuts a product is its own affair."""
+    """Our kernels only: how a BLAS library cuts a product is its own affair, so projections and the block are out."""
     function, make = CASES[case]
     arguments = make(dtype=dtype)
     results = []
@@ -58,7 +63,7 @@ def test_number_of_threads_changes_nothing(dtype, case):
         assert_bitwise_equal(other, results[0])
 
 
-@pytest.mark.parametrize("case", ["scan", "conv"])
+@pytest.mark.parametrize("case", ["scan", "conv", "block"])
 def test_strides_change_nothing(device, case):
     function, make = CASES[case]
     dense = make(device=device)
@@ -70,13 +75,21 @@ def test_strides_change_nothing(device, case):
     assert_bitwise_equal(run(function, wide), run(function, dense))
 
 
-@pytest.mark.parametrize("case", ["scan", "conv"])
+@pytest.mark.parametrize("case", ["scan", "conv", "block"])
 def test_inputs_are_not_written(device, case):
     function, make = CASES[case]
     arguments = make(device=device)
-    before = {name: value.clone() for name, value in arguments.items() if torch.is_tensor(value)}
+
+    def tensors():
+        pairs = [(name, v) for name, v in arguments.items() if torch.is_tensor(v)]
+        lists = [
+            (f"{name}[{i}]", v) for name, vs in arguments.items() if isinstance(vs, list) for i, v in enumerate(vs)
+        ]
+        return dict(pairs + lists)
+
+    before = {name: value.clone() for name, value in tensors().items()}
     run(function, arguments)
-    assert_bitwise_equal({name: arguments[name] for name in before}, before)
+    assert_bitwise_equal(tensors(), before)
 
 
 def test_routing_and_permutation(device):

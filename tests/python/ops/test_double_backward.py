@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import conv_arguments, linear_arguments, lower, scan_arguments
+from support import block_arguments, conv_arguments, linear_arguments, lower, scan_arguments
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import reference
@@ -14,8 +14,10 @@ MAKERS = {
     "selective_scan": lambda **options: scan_arguments(1, 4, 3, 2, **options),
     "causal_conv1d": lambda **options: conv_arguments(1, 4, 3, 2, **options),
     "grouped_linear": lambda **options: linear_arguments(1, 4, 3, 2, **options),
+    "mamba_block": lambda **options: block_arguments(1, 4, 3, 2, 2, 1, **options),
 }
-FIRST = {"selective_scan": "u", "causal_conv1d": "x", "grouped_linear": "x"}
+FIRST = {"selective_scan": "u", "causal_conv1d": "x", "grouped_linear": "x", "mamba_block": "x"}
+PARAMETER = {"selective_scan": "A", "causal_conv1d": "weight", "grouped_linear": "weight", "mamba_block": "x_weight"}
 
 
 def first_gradient(function, arguments):
@@ -42,7 +44,7 @@ def test_double_backward_raises(device, name):
 def test_double_backward_of_parameters_raises(device, name):
     """Also where only a parameter was asked for, as in a gradient penalty on weights."""
     arguments = MAKERS[name](device=device)
-    parameter = arguments["A"] if name == "selective_scan" else arguments["weight"]
+    parameter = arguments[PARAMETER[name]]
     parameter = parameter[0] if isinstance(parameter, list) else parameter
     parameter.requires_grad_()
     outputs = getattr(mom, name)(**arguments)

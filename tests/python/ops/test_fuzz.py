@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from block_support import assert_as_exact, composed_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import (
     FLOATS,
     ORDERS,
+    PROJECTIONS,
     STRIDES,
     assert_bitwise_equal,
     assert_matches,
+    block_arguments,
     conv_arguments,
     linear_arguments,
     lower,
@@ -26,7 +29,7 @@ from support import (
 import mixture_of_mamba as mom
 from mixture_of_mamba import reference
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("poisoned", "full_precision_matmul")
 
 SEEDS = st.integers(0, 2**32)
 BATCH = st.integers(0, 4)
@@ -71,6 +74,21 @@ LINEAR = {
     "bias": st.booleans(),
     "host": st.booleans(),
 }
+BLOCK = {
+    **{name: strategy for name, strategy in LAYOUT.items() if name != "channels"},
+    "width": CHANNELS,
+    "inner": CHANNELS,
+    "states": st.one_of(st.integers(0, 9), st.sampled_from([16, 17, 32])),
+    "rank": st.integers(0, 9),
+    "taps": st.integers(1, 6),
+    "several": st.sets(st.sampled_from(PROJECTIONS)),
+    "weight_dtype": st.sampled_from([None, None, torch.float32]),
+    "in_bias": st.booleans(),
+    "conv_bias": st.booleans(),
+    "dt_bias": st.booleans(),
+    "out_bias": st.booleans(),
+    "lean": st.booleans(),
+}
 
 
 def configurations(device: torch.device, options: dict) -> st.SearchStrategy:
@@ -97,7 +115,7 @@ def matches_truth(function, arguments: dict, **tolerance) -> None:
 
 
 def test_selective_scan(device, fuzz):
-    @settings(**fuzz(0.45))
+    @settings(**fuzz(0.4))
     @given(configuration=configurations(device, LAYOUT | SCAN), seed=SEEDS)
     def check(configuration, seed):
         torch.manual_seed(seed)
@@ -108,7 +126,7 @@ def test_selective_scan(device, fuzz):
 
 
 def test_causal_conv1d(device, fuzz):
-    @settings(**fuzz(0.25))
+    @settings(**fuzz(0.2))
     @given(configuration=configurations(device, LAYOUT | CONV), seed=SEEDS)
     def check(configuration, seed):
         torch.manual_seed(seed)
@@ -119,12 +137,31 @@ def test_causal_conv1d(device, fuzz):
 
 
 def test_grouped_linear(device, fuzz):
-    @settings(**fuzz(0.15))
+    @settings(**fuzz(0.1))
     @given(configuration=configurations(device, LINEAR), seed=SEEDS)
     def check(configuration, seed):
         torch.manual_seed(seed)
         arguments = linear_arguments(**expands_nothing(configuration), device=device)
         matches_truth(mom.grouped_linear, arguments, arithmetic=1e-5, roundings=2)
+
+    check()
+
+
+def test_mamba_block(device, fuzz):
+    @settings(**fuzz(0.15))
+    @given(configuration=configurations(device, BLOCK), seed=SEEDS)
+    def check(configuration, seed):
+        torch.manual_seed(seed)
+        arguments = block_arguments(**expands_nothing(configuration), device=device)
+        if configuration["dtype"] == torch.float64:  # all of it, then
+            arguments = lower(arguments, torch.float64)
+        results, expected = run(mom.mamba_block, arguments), truth("mamba_block", arguments)
+        if configuration["dtype"] == torch.float64:
+            assert_matches(results, expected)
+        else:
+            assert_as_exact(results, run(composed_block, arguments), expected)
+        assert_bitwise_equal(run(mom.mamba_block, arguments), results)
+        assert_bitwise_equal(run(mom.mamba_block, {**arguments, "lean": not arguments["lean"]}), results)
 
     check()
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from support import conv_arguments, linear_arguments, run, scan_arguments
+from support import block_arguments, conv_arguments, linear_arguments, run, scan_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,10 +19,17 @@ TOKENS, CHANNELS, STATES, WIDTH = 2 * 37, 12, 4, 4
 SCAN = 9 * TOKENS * CHANNELS * STATES
 CONV = 2 * TOKENS * CHANNELS * WIDTH
 LINEAR = 2 * TOKENS * 12 * 7
+IN_PROJ, X_PROJ = 2 * TOKENS * 10 * 24, 2 * TOKENS * 12 * (3 + 2 * 4)
+DT_PROJ, OUT_PROJ = 2 * TOKENS * 3 * 12, 2 * TOKENS * 12 * 10
+PRODUCTS = IN_PROJ + X_PROJ + DT_PROJ + OUT_PROJ
+BLOCK = PRODUCTS + CONV + SCAN
+BLOCK_BACKWARD = 2 * PRODUCTS + 3 * CONV + 2 * SCAN + (CONV + DT_PROJ)  # u and dt are made again
 CASES = {
     "selective_scan": (mom.selective_scan, scan_arguments, SCAN, SCAN + 2 * SCAN),
     "causal_conv1d": (mom.causal_conv1d, conv_arguments, CONV, CONV + 3 * CONV),
     "grouped_linear": (mom.grouped_linear, linear_arguments, LINEAR, LINEAR + 2 * LINEAR),
+    "mamba_block": (mom.mamba_block, block_arguments, BLOCK, BLOCK + BLOCK_BACKWARD),
+    "mamba_block, lean": (mom.mamba_block, partial(block_arguments, lean=True), BLOCK, BLOCK + BLOCK_BACKWARD + SCAN),
 }
 
 
@@ -45,6 +52,25 @@ def test_flops_do_not_grow_with_modalities(device):
             run(mom.grouped_linear, linear_arguments(modalities=modalities, device=device))
         totals.add(counter.get_total_flops())
     assert totals == {3 * LINEAR}
+    totals = set()
+    for modalities in (1, 2, 5):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            run(mom.mamba_block, block_arguments(modalities=modalities, device=device))
+        totals.add(counter.get_total_flops())
+    assert totals == {BLOCK + BLOCK_BACKWARD}
+
+
+def test_flops_of_a_frozen_block(device):
+    """A gradient that nobody asked for is not counted: here those of two projections' matrices, and that of x."""
+    arguments = block_arguments(device=device)
+    for name in ("x_weight", "out_weight"):
+        arguments[name][0].requires_grad_()
+    counter = FlopCounterMode(display=False)
+    y, *_ = mom.mamba_block(**arguments)
+    with counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == BLOCK_BACKWARD - 2 * IN_PROJ - DT_PROJ
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -7,13 +7,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import assert_bitwise_equal, conv_arguments, linear_arguments, operator_arguments, run, scan_arguments
+from support import (
+    assert_bitwise_equal,
+    block_arguments,
+    conv_arguments,
+    linear_arguments,
+    operator_arguments,
+    run,
+    scan_arguments,
+)
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import _library
 
 OPS = torch.ops.mixture_of_mamba
-MAKERS = {"selective_scan": scan_arguments, "causal_conv1d": conv_arguments, "grouped_linear": linear_arguments}
+MAKERS = {
+    "selective_scan": scan_arguments,
+    "causal_conv1d": conv_arguments,
+    "grouped_linear": linear_arguments,
+    "mamba_block": block_arguments,
+}
 
 
 @pytest.mark.parametrize("name", _library.OPERATORS)
@@ -27,7 +40,7 @@ def test_every_operator_has_every_backend(name, key):
 @pytest.mark.parametrize("name", MAKERS)
 def test_cuda_tensors_without_cuda_get_the_reason(name):
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    values = operator_arguments(name, MAKERS[name](), checkpoint=False)
+    values = operator_arguments(name, MAKERS[name](), checkpoint=False, keep=False)
     with pytest.raises(RuntimeError, match=r"mixture_of_mamba cannot run on CUDA tensors: .*install|rebuild"):
         getattr(OPS, name).default.redispatch(cuda, *values)
 

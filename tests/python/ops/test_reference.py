@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from support import FLOATS, conv_arguments, linear_arguments, lower, scan_arguments
+from support import FLOATS, block_arguments, conv_arguments, linear_arguments, lower, scan_arguments
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import reference
@@ -20,15 +20,23 @@ def test_signatures_are_the_operators(name):
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
-@pytest.mark.parametrize("make", [scan_arguments, conv_arguments, linear_arguments], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make", [scan_arguments, conv_arguments, linear_arguments, block_arguments], ids=lambda f: f.__name__
+)
 def test_any_dtype_and_device(device, dtype, make):
-    name = {scan_arguments: "selective_scan", conv_arguments: "causal_conv1d", linear_arguments: "grouped_linear"}[make]
+    names = {
+        scan_arguments: "selective_scan",
+        conv_arguments: "causal_conv1d",
+        linear_arguments: "grouped_linear",
+        block_arguments: "mamba_block",
+    }
+    name = names[make]
     arguments = make(dtype=dtype, device=device)
     outputs = getattr(reference, name)(**arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     assert outputs[0].dtype == dtype and outputs[0].device.type == device.type
-    if name == "selective_scan":
-        assert outputs[1].dtype == torch.promote_types(dtype, torch.float32)
+    if name in ("selective_scan", "mamba_block"):
+        assert outputs[-1].dtype == torch.promote_types(dtype, torch.float32)
     precise = getattr(reference, name)(**lower(arguments, torch.float64))
     precise = precise if isinstance(precise, tuple) else (precise,)
     for output, wanted in zip(outputs, precise, strict=True):

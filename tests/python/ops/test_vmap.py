@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from support import conv_arguments, linear_arguments, randn, scan_arguments
+from support import block_arguments, conv_arguments, linear_arguments, randn, scan_arguments
 from torch.func import vmap
 
 import mixture_of_mamba as mom
@@ -76,6 +76,29 @@ def test_grouped_linear_over_weights(device):
         torch.testing.assert_close(y[i], expected)
 
 
+@pytest.mark.parametrize("names", [("x",), ("conv_weight", "A_log", "D"), ("x", "ssm_state")], ids=str)
+def test_mamba_block(device, names):
+    shared, mapped, separate = stack_of(block_arguments, names, device)
+    y, conv_state, ssm_state = vmap(lambda mapped: mom.mamba_block(**{**shared, **mapped}))(mapped)
+    for i, arguments in enumerate(separate):
+        for got, expected in zip((y[i], conv_state[i], ssm_state[i]), mom.mamba_block(**arguments), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mamba_block_over_weights(device):
+    """An ensemble: stacked matrices and biases of every modality, of one projection and of all."""
+    arguments = block_arguments(device=device)
+    for names in (
+        ("x_weight",),
+        ("in_weight", "in_bias", "x_weight", "dt_weight", "dt_bias", "out_weight", "out_bias"),
+    ):
+        stacks = {name: [randn(MAPPED, *w.shape, device=device, scale=0.3) for w in arguments[name]] for name in names}
+        y, *_ = vmap(lambda stacks: mom.mamba_block(**{**arguments, **stacks}))(stacks)
+        for i in range(MAPPED):
+            own = {name: [each[i] for each in stack] for name, stack in stacks.items()}
+            torch.testing.assert_close(y[i], mom.mamba_block(**{**arguments, **own})[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("in_dim", [0, 1, 2])
 def test_permute_rows(device, in_dim):
     index = torch.randperm(10)
@@ -122,6 +145,33 @@ def test_many_gradients_at_once(device, case):
     for i in range(MAPPED):
         alone = torch.autograd.grad(out, leaves, seeds[i], retain_graph=True)
         for got, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(got[i], expected, rtol=1e-5, atol=1e-5)
+
+
+LISTS = {
+    "linear": (linear_arguments, mom.grouped_linear, ("x", "weight", "bias")),
+    "block": (block_arguments, mom.mamba_block, ("x", "in_weight", "dt_bias", "A_log", "conv_state")),
+    "block, lean, shared": (partial(block_arguments, lean=True, several=()), mom.mamba_block, ("x_weight", "D")),
+}
+
+
+@pytest.mark.parametrize("case", LISTS.values(), ids=LISTS)
+def test_many_gradients_of_lists_at_once(device, case):
+    """Backward operators that take and return lists. ``is_grads_batched`` is torch's older vmap, which takes none."""
+    make, function, names = case
+    arguments = make(device=device)
+    values = [arguments[name] if isinstance(arguments[name], list) else [arguments[name]] for name in names]
+    leaves = [each.requires_grad_() for value in values for each in value]
+    out = function(**arguments)
+    out = out[0] if isinstance(out, tuple) else out
+
+    def gradients(seed):
+        return torch.autograd.grad(out, leaves, seed, retain_graph=True)
+
+    seeds = randn(MAPPED, *out.shape, device=device)
+    together = vmap(gradients)(seeds)
+    for i in range(MAPPED):
+        for got, expected in zip(together, gradients(seeds[i]), strict=True):
             torch.testing.assert_close(got[i], expected, rtol=1e-5, atol=1e-5)
 
 
