@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from block_support import composed_block
 from support import assert_bitwise_equal, block_arguments, conv_arguments, linear_arguments, run, scan_arguments
 
 import mixture_of_mamba as mom
@@ -52,7 +53,7 @@ def test_runs_are_bitwise_equal(device, dtype, case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [name for name in CASES if not name.startswith(("linear", "block"))])
 def test_number_of_threads_changes_nothing(dtype, case):
-    """Our kernels only: how a BLAS library cuts a product is its own affair, so projections and the block are out."""
+    """Our kernels only: how a BLAS library cuts a product is its own affair, so the others are not here."""
     function, make = CASES[case]
     arguments = make(dtype=dtype)
     results = []
@@ -61,6 +62,23 @@ def test_number_of_threads_changes_nothing(dtype, case):
         results.append(run(function, arguments))
     for other in results[1:]:
         assert_bitwise_equal(other, results[0])
+
+
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ["block", "block, packed, lean"])
+def test_number_of_threads_changes_no_block_where_it_changes_no_product(dtype, case):
+    """A BLAS library may cut products by the number of threads. Where it does not, neither does the block."""
+    function, make = CASES[case]
+    arguments = make(dtype=dtype)
+    products, blocks = [], []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        products.append(run(composed_block, arguments))
+        blocks.append(run(function, arguments))
+    if not all(torch.equal(products[1][name], value) for name, value in products[0].items()):
+        pytest.skip("products of this BLAS library depend on the number of threads")
+    assert_bitwise_equal(blocks[1], blocks[0])
 
 
 @pytest.mark.parametrize("case", ["scan", "conv", "block"])
