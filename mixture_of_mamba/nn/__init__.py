@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers."""
 
-from mixture_of_mamba.nn.mixture_of_mamba import PROJECTIONS, Mamba, MixtureOfMamba
+from mixture_of_mamba.nn.mamba import Mamba
+from mixture_of_mamba.nn.mixture_of_mamba import PROJECTIONS, MixtureOfMamba
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
 

@@ -71,7 +71,9 @@ class ModalityLinear(nn.ModuleList):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def is_plain(self) -> bool:
-        return all(is_plain_linear(child) for child in self)
+        """Whether all children are plain, and alike: with a bias or without. Hooks on the whole do not matter here."""
+        alike = len({child.bias is None for child in self.linears if is_plain_linear(child)}) == 1
+        return alike and all(is_plain_linear(child) for child in self)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""

@@ -54,11 +54,18 @@ def test_calls(case):
         ({"decouple": ("in_proj", "conv")}, r"decouple must name projections among .* got \['conv'\]"),
         ({"num_modalities": 0}, r"num_modalities must be at least 1, got 0"),
         ({"dt_init": "uniform"}, r'dt_init must be "random" or "constant", got \'uniform\''),
+        ({"memory": "low"}, r'memory must be "default" or "lean", got \'low\''),
+        ({"memory": None}, r'memory must be "default" or "lean", got None'),
     ],
 )
 def test_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         mom.MixtureOfMamba(**({"d_model": 8, "num_modalities": 2} | arguments))
+
+
+def test_memory_of_the_dense_block():
+    with pytest.raises(ValueError, match=r'memory must be "default" or "lean", got \'tiny\''):
+        mom.Mamba(8, memory="tiny")
 
 
 def test_permuting_a_tensor_of_another_batch():

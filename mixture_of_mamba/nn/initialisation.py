@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of a block before training, as in the Mamba paper (arXiv 2312.00752, section 3.6 and its code)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mixture_of_mamba.nn.modality_linear import ModalityLinear
+
+if TYPE_CHECKING:
+    from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
+
+__all__ = ["initialise"]
+
+
+@torch.no_grad()
+def initialise(layer: MixtureOfMamba) -> None:
+    """dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1; linears and convolution as torch does it."""
+    for module in layer.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            module.reset_parameters()
+    states = torch.arange(1, layer.d_state + 1, dtype=torch.float32, device=layer.A_log.device)
+    layer.A_log.copy_(states.log().expand(layer.d_inner, -1))
+    layer.D.fill_(1.0)
+    for parameter in (layer.A_log, layer.D):
+        parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    dt_proj = layer.dt_proj
+    for child in dt_proj.linears if isinstance(dt_proj, ModalityLinear) else [dt_proj]:
+        _initialise_dt(layer, child)
+
+
+def _initialise_dt(layer: MixtureOfMamba, linear: nn.Linear) -> None:
+    bound = layer.dt_rank**-0.5 * layer.dt_scale
+    if layer.dt_init == "constant":
+        linear.weight.fill_(bound)
+    else:
+        linear.weight.uniform_(-bound, bound)
+    low, high = math.log(layer.dt_min), math.log(layer.dt_max)
+    dt = torch.rand(layer.d_inner, dtype=torch.float32, device=linear.bias.device)
+    dt = (low + dt * (high - low)).exp().clamp(min=layer.dt_init_floor)
+    linear.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    linear.bias._no_reinit = True  # type: ignore[attr-defined]
+    linear.bias._no_weight_decay = True  # type: ignore[attr-defined]

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a block computes with its children: one operator while nobody watches them, else one step after the other.
+
+Both give the same numbers. The second calls every projection that is not a plain ``nn.Linear`` as the module that it
+is, so hooks, adapters, and weights that are tensors of another kind are reached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from mixture_of_mamba.nn.modality_linear import ModalityLinear, apply_per_modality, is_plain_linear, is_watched
+from mixture_of_mamba.nn.state import MambaState
+from mixture_of_mamba.ops import causal_conv1d, grouped_linear, mamba_block, selective_scan
+from mixture_of_mamba.routing import Routing
+
+if TYPE_CHECKING:
+    from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
+
+__all__ = ["PROJECTIONS", "conv_parameters", "mix", "project", "scan_inputs"]
+
+PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+
+
+def mix(
+    layer: MixtureOfMamba, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
+) -> tuple[Tensor, MambaState]:
+    """``x`` and ``y`` have rows in the routing's sorted order."""
+    way = mix_in_one_operator if is_one_operator(layer, x, routing) else mix_step_by_step
+    return way(layer, x, routing, cu_seqlens, state)
+
+
+def is_one_operator(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -> bool:
+    """Whether nobody watches or has replaced a projection, and row boundaries are on the host."""
+    if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
+        return False
+    if not all(_is_plain(getattr(layer, name)) for name in PROJECTIONS):
+        return False
+    return not _biases(layer.x_proj)  # the operator has none there
+
+
+def mix_in_one_operator(
+    layer: MixtureOfMamba, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
+) -> tuple[Tensor, MambaState]:
+    y, conv_state, ssm_state = mamba_block(
+        x,
+        _weights(layer.in_proj),
+        _biases(layer.in_proj),
+        *conv_parameters(layer),
+        _weights(layer.x_proj),
+        _weights(layer.dt_proj),
+        _biases(layer.dt_proj),
+        layer.A_log,
+        layer.D,
+        _weights(layer.out_proj),
+        _biases(layer.out_proj),
+        rows=None if routing is None else routing.rows,
+        offsets=None if routing is None else routing.offsets,
+        host_offsets=None if routing is None else routing.host_offsets,
+        cu_seqlens=cu_seqlens,
+        conv_state=None if state is None else state.conv,
+        ssm_state=None if state is None else state.ssm,
+        lean=layer.memory == "lean",
+    )
+    return y, MambaState(conv_state, ssm_state)
+
+
+def mix_step_by_step(
+    layer: MixtureOfMamba, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
+) -> tuple[Tensor, MambaState]:
+    rows = None if routing is None else routing.rows
+    offsets = None if routing is None else routing.offsets
+    x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
+    u, conv_state = causal_conv1d(
+        x,
+        *conv_parameters(layer),
+        rows=rows,
+        offsets=offsets,
+        cu_seqlens=cu_seqlens,
+        initial_state=None if state is None else state.conv,
+    )
+    dt, dt_bias, B, C = scan_inputs(layer, u, routing)
+    y, ssm_state = selective_scan(
+        u,
+        dt,
+        -torch.exp(layer.A_log.float()),
+        B,
+        C,
+        layer.D,
+        z,
+        dt_bias,
+        rows=rows,
+        offsets=offsets,
+        cu_seqlens=cu_seqlens,
+        initial_state=None if state is None else state.ssm,
+    )
+    return project(layer.out_proj, y, routing), MambaState(conv_state, ssm_state)
+
+
+def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
+    return layer.conv1d.weight.squeeze(1), layer.conv1d.bias
+
+
+def scan_inputs(
+    layer: MixtureOfMamba, u: Tensor, routing: Routing | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """dt (without bias where possible), its bias for the scan to add in float32, B and C."""
+    sizes = [layer.dt_rank, layer.d_state, layer.d_state]
+    dt_low, B, C = project(layer.x_proj, u, routing).split(sizes, dim=-1)
+    dt_proj = layer.dt_proj
+    if isinstance(dt_proj, ModalityLinear):
+        assert routing is not None
+        if not _is_plain(dt_proj):
+            return dt_proj(dt_low, routing), None, B, C
+        dt = grouped_linear(dt_low, _weights(dt_proj), None, routing.offsets, routing.host_offsets)
+        biases = _biases(dt_proj)
+        return dt, torch.stack(biases) if biases else None, B, C
+    if not is_plain_linear(dt_proj):
+        return project(dt_proj, dt_low, routing), None, B, C
+    return _shared(dt_proj, dt_low, routing, bias=False), dt_proj.bias, B, C
+
+
+def project(projection: nn.Module, x: Tensor, routing: Routing | None) -> Tensor:
+    if isinstance(projection, ModalityLinear):
+        return cast(Tensor, projection(x, routing))
+    if is_plain_linear(projection):
+        return _shared(cast(nn.Linear, projection), x, routing, bias=True)
+    if routing is None or not routing.has_padding:
+        return cast(Tensor, projection(x))
+    return apply_per_modality([projection], x, routing.merged())
+
+
+def _shared(linear: nn.Linear, x: Tensor, routing: Routing | None, bias: bool) -> Tensor:
+    """A shared projection: one GEMM over all rows, which must leave padding rows out when there are any."""
+    use_bias = linear.bias if bias else None
+    if routing is None or not routing.has_padding:
+        return nn.functional.linear(x, linear.weight, use_bias)
+    merged = routing.merged()
+    biases = None if use_bias is None else [use_bias]
+    return grouped_linear(x, [linear.weight], biases, merged.offsets, merged.host_offsets)
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    if isinstance(projection, ModalityLinear):
+        return projection.is_plain() and not is_watched(projection)
+    return is_plain_linear(projection)
+
+
+def _linears(projection: nn.Linear | ModalityLinear) -> list[nn.Linear]:
+    return projection.linears if isinstance(projection, ModalityLinear) else [projection]
+
+
+def _weights(projection: nn.Linear | ModalityLinear) -> list[Tensor]:
+    return [linear.weight for linear in _linears(projection)]
+
+
+def _biases(projection: nn.Linear | ModalityLinear) -> list[Tensor]:
+    return [linear.bias for linear in _linears(projection) if linear.bias is not None]
