@@ -112,6 +112,14 @@ Tensor decay_rates(const char* op, const Tensor& A_log, int64_t inner, const Ten
   return dispatch<1>("aten::neg", "", {from(exponential)});
 }
 
+// The dtype of all tensors, or `otherwise` when they differ: one conversion of the stack instead of one each.
+Dtype common_dtype(const Tensors& tensors, Dtype otherwise) {
+  for (const Tensor& tensor : tensors) {
+    if (tensor.scalar_type() != tensors[0].scalar_type()) return otherwise;
+  }
+  return tensors.empty() ? otherwise : tensors[0].scalar_type();
+}
+
 // [modalities, d_inner], or [d_inner] when shared.
 OptionalTensor stacked(const Tensors& biases) {
   using torch::stable::detail::from;
@@ -176,8 +184,8 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       A(decay_rates(op, A_log, inner, x_, acc)),
       D(D_),
       conv_bias(conv_bias_),
-      dt_bias(stacked(
-          vectors(op, "dt_bias", dt_bias_, inner, "[d_inner]", "dt_weight", dt_weight.size(), x_, acc))),
+      dt_bias(stacked(vectors(op, "dt_bias", dt_bias_, inner, "[d_inner]", "dt_weight", dt_weight.size(), x_,
+                              common_dtype(dt_bias_, acc)))),
       rows(rows_),
       offsets(offsets_),
       cu_seqlens(cu_seqlens_),
@@ -186,6 +194,14 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
   require_parameter(op, "conv_weight", conv_weight, {inner, -1}, "[d_inner, width]", x_);
   if (conv_bias) require_parameter(op, "conv_bias", *conv_bias, {inner}, "[d_inner]", x_);
   require_parameter(op, "D", D, {inner}, "[d_inner]", x_);
+  // Converted once; convolution and scan, forward and again in backward, would do it each time.
+  const auto wide = [this](const Tensor& parameter) {
+    return torch::stable::contiguous(to_dtype(parameter, acc));
+  };
+  conv_weight = wide(conv_weight);
+  D = wide(D);
+  if (conv_bias) conv_bias = wide(*conv_bias);
+  if (dt_bias) dt_bias = wide(*dt_bias);
 }
 
 ConvInputs BlockInputs::conv(const Tensor& xz) const {
