@@ -194,6 +194,7 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
   require_parameter(op, "conv_weight", conv_weight, {inner, -1}, "[d_inner, width]", x_);
   if (conv_bias) require_parameter(op, "conv_bias", *conv_bias, {inner}, "[d_inner]", x_);
   require_parameter(op, "D", D, {inner}, "[d_inner]", x_);
+  if (ssm_state) require_device(op, "ssm_state", *ssm_state, "x", x_);
   // Converted once; convolution and scan, forward and again in backward, would do it each time.
   const auto wide = [this](const Tensor& parameter) {
     return torch::stable::contiguous(to_dtype(parameter, acc));
