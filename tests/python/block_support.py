@@ -78,7 +78,8 @@ def assert_as_exact(actual: Results, composed: Results, truth: Results) -> None:
             continue
         error, usual = ((each.to("cpu", torch.float64) - wanted).abs() for each in (value, composed[name]))
         norm, largest = wanted.norm().clamp(min=wanted.numel() ** 0.5), wanted.abs().max().clamp(min=1)
-        allowed = 1.25 * usual.norm() + 0.5 * unit * norm
+        luck = 0.5 + 4 / value.numel() ** 0.5  # in units of rounding: the errors of few elements do not average
+        allowed = 1.25 * usual.norm() + luck * unit * norm
         assert error.norm() <= allowed, f"{name}: norm of the error {error.norm():.3g}, allowed {allowed:.3g}"
         assert error.norm() <= (8 if low else 256) * unit * norm, f"{name}: {float(error.norm() / norm):.3g}"
         allowed = 2 * usual.max() + 4 * unit * largest
