@@ -112,8 +112,12 @@ BlockGradients mamba_block_backward(
                   : empty_like_device(x, {0}, dtype);
   };
 
+  // A temporary goes as soon as it has been read: the next ones take its place.
+  const Tensor nothing = empty_like_device(x, {0}, in.io);
+  const auto release = [&nothing](auto&... read) { ((read = nothing), ...); };
+
   // What forward did not keep.
-  const Tensor u = in.empty(in.tokens, in.inner), dt = in.empty(in.tokens, in.inner);
+  Tensor u = in.empty(in.tokens, in.inner), dt = in.empty(in.tokens, in.inner);
   block_conv(in, backend, xz, u, {});
   in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
   if (checkpoints.numel() == 0) {
@@ -122,15 +126,16 @@ BlockGradients mamba_block_backward(
     block_scan(in, backend, xz, x_dbl, u, dt, gated, {}, checkpoints);
   }
 
-  const Tensor grad_gated = in.empty(in.tokens, in.inner);
+  Tensor grad_gated = in.empty(in.tokens, in.inner);
   in.out_proj.grad_input(grad_rows, MatrixView(grad_gated), true);
   Tensors grad_out_weight, grad_out_bias;
   if (needs & kNeedsOut) grad_out_weight = in.out_proj.grad_weight(grad_rows, MatrixView(gated));
   if (!out_bias.empty()) grad_out_bias = in.out_proj.grad_bias(grad_rows);
+  release(gated);
 
   const Tensor grad_xz = in.empty(in.tokens, 2 * in.inner);
-  const Tensor grad_x_dbl = in.empty(in.tokens, in.rank + 2 * in.states);
-  const Tensor grad_u = in.empty(in.tokens, in.inner), grad_dt = in.empty(in.tokens, in.inner);
+  Tensor grad_x_dbl = in.empty(in.tokens, in.rank + 2 * in.states);
+  Tensor grad_u = in.empty(in.tokens, in.inner), grad_dt = in.empty(in.tokens, in.inner);
   const Tensor grad_A = empty_like_device(x, {in.inner, in.states}, in.acc);
   const Tensor grad_D = empty_like_device(x, {in.inner}, in.acc);
   const Tensor grad_dt_bias = empty_like_device(x, {static_cast<int64_t>(dt_bias.size()), in.inner}, in.acc);
@@ -154,12 +159,15 @@ BlockGradients mamba_block_backward(
     if (ssm_state) params.grad_initial_state = grad_ssm.mutable_data_ptr();
     backend.run(params);
   }
+  release(dt, grad_gated, checkpoints);
 
   in.dt_proj.grad_input(MatrixView(grad_dt), in.dt_of(grad_x_dbl), true);
   Tensors grad_dt_weight, grad_x_weight;
   if (needs & kNeedsDtProj) grad_dt_weight = in.dt_proj.grad_weight(MatrixView(grad_dt), in.dt_of(x_dbl));
+  release(grad_dt);
   in.x_proj.add_grad_input(MatrixView(grad_x_dbl), MatrixView(grad_u));
   if (needs & kNeedsXProj) grad_x_weight = in.x_proj.grad_weight(MatrixView(grad_x_dbl), MatrixView(u));
+  release(grad_x_dbl, u);
 
   const Tensor grad_conv_weight = empty_like_device(x, {in.inner, in.taps() + 1}, in.acc);
   const Tensor grad_conv_bias = empty_like_device(x, {conv_bias ? in.inner : 0}, in.acc);
@@ -177,11 +185,12 @@ BlockGradients mamba_block_backward(
     if (conv_state) params.grad_initial_state = grad_conv.mutable_data_ptr();
     backend.run(params);
   }
+  release(grad_u);
 
   Tensors grad_in_weight, grad_in_bias;
   if (needs & kNeedsIn) grad_in_weight = in.in_proj.grad_weight(MatrixView(grad_xz), in.x);
   if (!in_bias.empty()) grad_in_bias = in.in_proj.grad_bias(MatrixView(grad_xz));
-  Tensor grad_x = empty_like_device(x, {0}, in.io);
+  Tensor grad_x = nothing;
   if (needs & kNeedsX) {
     grad_x = empty_like_device(x, {in.batch, in.length, in.width}, in.io);
     in.in_proj.grad_input(MatrixView(grad_xz), MatrixView(grad_x, in.tokens, in.width, in.width), true);
