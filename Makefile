@@ -33,7 +33,7 @@ test-cpp: $(VENV)/installed
 	$(BIN)/cmake --build build/tests --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/tests --output-on-failure --no-tests=error
 
-test-python: $(VENV)/installed
+test-python: $(VENV)/installed $(VENV)/examples
 	$(BIN)/python -m pytest
 
 $(VENV)/bin/python:
