@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: inputs, a correctness gate, contenders, and the cost that no version can avoid."""
+"""What is measured: inputs, a correctness gate, and contenders, the first of which is this library's."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,56 +13,9 @@ from torch.nn import functional as F
 
 import mixture_of_mamba as mom
 from benchmarks import peers
+from benchmarks.shapes import Case, Shape, relative_error
 
-__all__ = ["CASES", "Case", "Shape"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one run. d_inner is 2 * d_model, dt_rank d_model / 16, as in Mamba."""
-
-    batch: int
-    length: int
-    d_model: int
-    d_state: int = 16
-    d_conv: int = 4
-    modalities: int = 3
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-
-    @property
-    def d_inner(self) -> int:
-        return 2 * self.d_model
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.length
-
-    def randn(self, *sizes: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
-        return (torch.randn(*sizes, device=self.device) * scale).to(dtype or self.dtype)
-
-    def routing(self) -> mom.Routing:
-        """Modalities interleaved at random, half of the tokens in the first."""
-        shares = torch.tensor([0.5] + [0.5 / max(1, self.modalities - 1)] * (self.modalities - 1))
-        ids = torch.multinomial(shares, self.tokens, replacement=True).view(self.batch, self.length)
-        return mom.Routing.from_ids(ids, self.modalities, device=self.device)
-
-
-@dataclass
-class Case:
-    """Contenders of one benchmark; the first is this library's."""
-
-    contenders: dict[str, Callable[[], object]]
-    gate: Callable[[], float]  # relative error against a reference
-    tolerance: float
-    bytes_moved: float = 0.0
-    flops: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    difference = (value.double() - reference.double()).norm()
-    return float(difference / reference.double().norm().clamp(min=1e-30))
+__all__ = ["CASES"]
 
 
 def _scan_inputs(shape: Shape) -> tuple[dict[str, Tensor], mom.Routing]:
@@ -229,8 +183,10 @@ def block(shape: Shape, with_peers: bool) -> dict[str, Case]:
     routing = shape.routing()
     layer = mom.MixtureOfMamba(shape.d_model, shape.modalities, d_state=shape.d_state, d_conv=shape.d_conv)
     layer = layer.to(shape.device, shape.dtype)
+    lean = copy.deepcopy(layer)
+    lean.memory = "lean"
     dense = mom.Mamba(shape.d_model, d_state=shape.d_state, d_conv=shape.d_conv).to(shape.device, shape.dtype)
-    for mixer in (layer, dense):  # A and D stay float32, as in training
+    for mixer in (layer, lean, dense):  # A and D stay float32, as in training
         mixer.A_log.data, mixer.D.data = mixer.A_log.data.float(), mixer.D.data.float()
 
     def train(mixer: mom.MixtureOfMamba, modality: mom.Routing | None) -> Callable[[], object]:
@@ -241,7 +197,7 @@ def block(shape: Shape, with_peers: bool) -> dict[str, Case]:
         return torch.no_grad()(lambda: mixer(x, modality, sorted=True))
 
     name = f"ours, M={shape.modalities}"
-    both = {name: train(layer, routing), "ours, dense": train(dense, None)}
+    both = {name: train(layer, routing), f"{name}, lean": train(lean, routing), "ours, dense": train(dense, None)}
     contenders = {name: forward(layer, routing), "ours, dense": forward(dense, None)}
     both["four dense projections"] = _dense_projections(shape)
     if with_peers:
@@ -259,4 +215,43 @@ def block(shape: Shape, with_peers: bool) -> dict[str, Case]:
     }
 
 
-CASES: dict[str, Callable[[Shape, bool], dict[str, Case]]] = {"scan": scan, "conv": conv, "block": block}
+def step(shape: Shape, with_peers: bool) -> dict[str, Case]:
+    """Decoding: one token of every sequence of the batch, states updated in place."""
+    layers = {
+        f"ours, M={shape.modalities}": mom.MixtureOfMamba(
+            shape.d_model, shape.modalities, d_state=shape.d_state, d_conv=shape.d_conv
+        ),
+        "ours, dense": mom.Mamba(shape.d_model, d_state=shape.d_state, d_conv=shape.d_conv),
+    }
+    x = shape.randn(shape.batch, 1, shape.d_model)
+    ids = torch.arange(shape.batch).unsqueeze(1) % shape.modalities
+    routing = mom.Routing.from_ids(ids, shape.modalities, device=shape.device)
+    contenders: dict[str, Callable[[], object]] = {}
+    for name, layer in layers.items():
+        layer.to(shape.device, shape.dtype)
+        layer.A_log.data, layer.D.data = layer.A_log.data.float(), layer.D.data.float()
+        state = layer.allocate_state(shape.batch)
+        modality = routing if layer.num_modalities > 1 else None
+        contenders[name] = functools.partial(layer.step, x, state, modality)
+
+    def gate() -> float:
+        """Eight steps against one call over the eight tokens."""
+        layer, tokens = next(iter(layers.values())), shape.randn(shape.batch, 8, shape.d_model)
+        state = layer.allocate_state(shape.batch)
+        steps = [layer.step(tokens[:, t : t + 1], state, routing) for t in range(8)]
+        with torch.no_grad():
+            whole = layer(tokens, mom.Routing.from_ids(ids.expand(-1, 8), shape.modalities, device=shape.device))
+        return relative_error(torch.cat(steps, dim=1), whole)
+
+    states = shape.batch * shape.d_inner * (shape.d_state * 4 + (shape.d_conv - 1) * x.element_size())
+    weights = sum(p.numel() * p.element_size() for p in next(iter(layers.values())).parameters())
+    tolerance = 1e-5 if shape.dtype == torch.float32 else 1e-2
+    return {"step": Case(contenders, gate, tolerance, bytes_moved=2 * states + weights)}
+
+
+CASES: dict[str, Callable[[Shape, bool], dict[str, Case]]] = {
+    "scan": scan,
+    "conv": conv,
+    "block": block,
+    "step": step,
+}

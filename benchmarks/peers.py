@@ -16,7 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import mixture_of_mamba as mom
-    from benchmarks.cases import Shape
+    from benchmarks.shapes import Shape
 
 __all__ = ["add_block", "add_conv", "add_scan", "published_layer_file"]
 

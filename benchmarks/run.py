@@ -15,7 +15,8 @@ import torch
 
 import mixture_of_mamba as mom
 from benchmarks import peers
-from benchmarks.cases import CASES, Case, Shape
+from benchmarks.cases import CASES
+from benchmarks.shapes import Case, Shape
 from benchmarks.timing import Timing, measure
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
