@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mixture_of_mamba.ops import modality_routing, permute_rows
+from mixture_of_mamba.routing_forms import ids_from_index_lists, ids_from_masks, ids_from_segments
 
 __all__ = ["Routing"]
 
@@ -71,6 +73,84 @@ class Routing:
         if device is not None:
             rows, order, offsets = (t.to(device, non_blocking=True) for t in (rows, order, offsets))
         return Routing(rows, order, offsets, host_offsets, has_padding, (ids.shape[0], ids.shape[1]))
+
+    @staticmethod
+    def from_masks(
+        masks: Tensor | Sequence[Tensor],
+        shape: tuple[int, int],
+        *,
+        device: torch.device | str | None = None,
+        checked: bool = False,
+    ) -> Routing:
+        """From one boolean mask per modality, the form of the published Mixture-of-Mamba.
+
+        Args:
+            masks: bool ``[modalities, batch * length]`` or ``[modalities, batch, length]``, or a list of such
+                masks. A token in several masks belongs to the lowest of them, a token in none is padding. Masks
+                on the CPU give ``host_offsets``; masks on a GPU give a device-only routing and no synchronisation.
+            shape: ``(batch, length)``.
+            device: where the layers run; by default the device of ``masks``.
+            checked: refuse a token that is in no mask (CPU masks only; on a GPU it is padding).
+
+        Raises:
+            ValueError: naming the mask of a wrong dtype, shape or device, or the first token in no mask.
+        """
+        ids = ids_from_masks(masks, shape, checked=checked)
+        return Routing.from_ids(ids, len(masks), device=device, checked=False)
+
+    @staticmethod
+    def from_index_lists(
+        lists: Sequence[Tensor | Sequence[int]],
+        shape: tuple[int, int],
+        *,
+        device: torch.device | str | None = None,
+        checked: bool = False,
+    ) -> Routing:
+        """From the positions of each modality's tokens, the form of packed sequences (BAGEL's, for one).
+
+        Args:
+            lists: per modality, positions ``b * length + t`` as an integer tensor or a list, in any order. A token
+                in no list is padding. On a GPU positions are not read on the host, and nothing waits: those out of
+                range are dropped, and a token given twice belongs to the lowest modality.
+            shape: ``(batch, length)``; a packed sequence is ``(1, tokens)``.
+            device: where the layers run; by default the device of ``lists``.
+            checked: refuse a token that is in no list (CPU lists only; on a GPU it is padding).
+
+        Raises:
+            ValueError: a position out of range or given twice (CPU), the first token in no list, or a list of a
+                wrong dtype, shape or device.
+        """
+        ids = ids_from_index_lists(lists, shape, checked=checked)
+        return Routing.from_ids(ids, len(lists), device=device, checked=False)
+
+    @staticmethod
+    def from_segments(
+        segments: Sequence[Sequence[Sequence[int]]],
+        shape: tuple[int, int],
+        *,
+        num_modalities: int,
+        first_modality: int = 0,
+        device: torch.device | str | None = None,
+    ) -> Routing:
+        """From ``(modality, offset, length)`` triples, the form of transfusion-pytorch's ``modality_positions``.
+
+        A token outside of every segment belongs to modality 0, text; so there is no padding. Segments of length 0
+        are legal and hold nothing.
+
+        Args:
+            segments: per row of the batch, its triples in any order; offsets count from the row's beginning.
+            shape: ``(batch, length)``.
+            num_modalities: number of modalities, text among them.
+            first_modality: what is added to the modality of every triple. transfusion-pytorch counts its types
+                without text, so that its type 0 is modality 1 here: give 1 to pass its triples as they are.
+            device: where the layers run; by default the CPU. ``host_offsets`` are there in any case.
+
+        Raises:
+            ValueError: naming the segment that is no triple, lies outside of its row, has a modality out of range
+                or overlaps another one.
+        """
+        ids = ids_from_segments(segments, shape, num_modalities, first_modality=first_modality)
+        return Routing.from_ids(ids, num_modalities, device=device)
 
     @property
     def num_modalities(self) -> int:

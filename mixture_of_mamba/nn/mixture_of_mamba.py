@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -16,6 +16,7 @@ from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
 from mixture_of_mamba.ops import causal_conv1d_step, selective_scan_step
 from mixture_of_mamba.routing import Routing
+from mixture_of_mamba.routing_forms import ids_from_masks
 
 __all__ = ["PROJECTIONS", "MixtureOfMamba"]
 
@@ -124,8 +125,9 @@ class MixtureOfMamba(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modality: Tensor | Routing | None = ...,
+        modality: Tensor | Routing | int | None = ...,
         *,
+        modality_masks: Tensor | Sequence[Tensor] | None = ...,
         sorted: bool = ...,
         cu_seqlens: Tensor | None = ...,
         state: MambaState | None = ...,
@@ -135,8 +137,9 @@ class MixtureOfMamba(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modality: Tensor | Routing | None = ...,
+        modality: Tensor | Routing | int | None = ...,
         *,
+        modality_masks: Tensor | Sequence[Tensor] | None = ...,
         sorted: bool = ...,
         cu_seqlens: Tensor | None = ...,
         state: MambaState | None = ...,
@@ -145,8 +148,9 @@ class MixtureOfMamba(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modality: Tensor | Routing | None = None,
+        modality: Tensor | Routing | int | None = None,
         *,
+        modality_masks: Tensor | Sequence[Tensor] | None = None,
         sorted: bool = False,
         cu_seqlens: Tensor | None = None,
         state: MambaState | None = None,
@@ -157,7 +161,10 @@ class MixtureOfMamba(nn.Module):
         Args:
             x: ``[batch, length, d_model]`` in time order, or with rows in sorted order when ``sorted``.
             modality: integer ids ``[batch, length]`` (-1 = padding), or a :class:`Routing` of them, made once
-                per batch for many layers. May be None when there is one modality.
+                per batch for many layers. An int or a bool is the one modality of all tokens. May be None when
+                there is one modality. A layer of one modality takes ids of many for that one.
+            modality_masks: instead of ``modality``, bool masks as in :meth:`Routing.from_masks`; a token in no mask
+                is padding.
             sorted: x is, and the result shall be, in the routing's sorted order (no permutation here).
             cu_seqlens: int32 ``[sequences + 1]`` boundaries of packed documents in flat time order.
             state: where each sequence starts from; differentiable.
@@ -169,7 +176,7 @@ class MixtureOfMamba(nn.Module):
         Raises:
             ValueError, RuntimeError: naming the argument, what was required, and what came.
         """
-        routing = self._routing(x, modality)
+        routing = self._routing(x, modality, modality_masks)
         if routing is not None and not sorted:
             x = routing.sort(x)
         y, new_state = mix(self, x, routing, cu_seqlens, state)
@@ -182,10 +189,12 @@ class MixtureOfMamba(nn.Module):
         self,
         x: Tensor,
         state: MambaState,
-        modality: Tensor | Routing | None = None,
+        modality: Tensor | Routing | int | None = None,
+        *,
+        modality_masks: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Decode one or a few tokens ``[batch, length, d_model]``, updating ``state`` in place (inference only)."""
-        routing = self._routing(x, modality)
+        routing = self._routing(x, modality, modality_masks)
         x = x if routing is None else routing.sort(x)
         rows = None if routing is None else routing.rows
         offsets = None if routing is None else routing.offsets
@@ -197,22 +206,36 @@ class MixtureOfMamba(nn.Module):
         y = project(self.out_proj, y, routing)
         return y if routing is None else routing.unsort(y)
 
-    def _routing(self, x: Tensor, modality: Tensor | Routing | None) -> Routing | None:
+    def _routing(
+        self, x: Tensor, modality: Tensor | Routing | int | None, modality_masks: Tensor | Sequence[Tensor] | None
+    ) -> Routing | None:
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(f"x must have shape [batch, length, d_model = {self.d_model}], got {list(x.shape)}")
-        if modality is None:
+        if modality_masks is not None:
+            modality = self._ids_from_masks(x, modality, modality_masks)
+        elif modality is None:
             if self.num_modalities > 1:
                 raise ValueError(
-                    f"modality must be ids [batch, length] or a Routing, since the layer has {self.num_modalities} "
-                    "modalities, got None"
+                    "modality must be ids [batch, length] or a Routing (or one int for all tokens, or modality_masks "
+                    f"in its place), since the layer has {self.num_modalities} modalities, got None"
                 )
-            if self.decouple:
-                modality = torch.zeros(x.shape[:2], dtype=torch.int64, device="cpu")
-            else:
+            modality = 0
+        if isinstance(modality, int):
+            if modality < 0 or (self.num_modalities > 1 and modality >= self.num_modalities):
+                raise ValueError(
+                    f"modality must lie in 0 .. num_modalities - 1 = {self.num_modalities - 1} when it is an int, "
+                    f"got {modality}"
+                )
+            if not self.decouple:
                 return None
+            modality = torch.full(x.shape[:2], int(modality), dtype=torch.int64, device="cpu")
         if isinstance(modality, Tensor):
             ids = modality.clamp(max=0) if self.num_modalities == 1 else modality
             modality = Routing.from_ids(ids, self.num_modalities, device=x.device)
+        if not isinstance(modality, Routing):
+            raise ValueError(
+                f"modality must be ids [batch, length], a Routing, an int or a bool, got {type(modality).__name__}"
+            )
         if self.num_modalities == 1 and modality.num_modalities > 1:
             modality = modality.merged()
         if modality.num_modalities != self.num_modalities:
@@ -224,3 +247,11 @@ class MixtureOfMamba(nn.Module):
                 f"modality must have the batch and length of x, {list(x.shape[:2])}, got {list(modality.shape)}"
             )
         return modality
+
+    def _ids_from_masks(self, x: Tensor, modality: object, modality_masks: Tensor | Sequence[Tensor]) -> Tensor:
+        if modality is not None:
+            raise ValueError(f"modality_masks must come without modality, got both ({type(modality).__name__})")
+        ids = ids_from_masks(modality_masks, x.shape[:2], name="modality_masks")
+        if len(modality_masks) != self.num_modalities > 1:
+            raise ValueError(f"modality_masks must hold {self.num_modalities} masks, got {len(modality_masks)}")
+        return ids
