@@ -18,7 +18,9 @@ def test_snippets_run(snippet):
     exec(compile(snippet, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md", "examples/python/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/checkpoints.md", "docs/design.md", "examples/python/README.md"]
+)
 def test_links_lead_somewhere(document):
     folder = (ROOT / document).parent
     prose = re.sub(r"```.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
