@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.nn import PROJECTIONS
+from mixture_of_mamba.nn.mixing import NORMS
 
 __all__ = ["FORMATS", "OURS", "CheckpointError", "convert", "read_names", "write_name"]
 
@@ -28,7 +29,7 @@ FORMATS: dict[str, str | None] = {
 }
 
 _PROJECTION = f"({'|'.join(PROJECTIONS)})"
-_SHARED = re.compile(rf"A_log|D|conv1d\.(weight|bias)|{_PROJECTION}\.(weight|bias)")
+_SHARED = re.compile(rf"A_log|D|(conv1d|{_PROJECTION})\.(weight|bias)|({'|'.join(NORMS)})\.weight")
 _OURS_PER_MODALITY = re.compile(rf"{_PROJECTION}\.(\d+)\.(weight|bias)")
 _SHARED_DT_BIAS = "dt_proj.bias"
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 from torch import nn
 
 from mixture_of_mamba.nn import PROJECTIONS, MixtureOfMamba, ModalityLinear
+from mixture_of_mamba.nn.mixing import NORMS
 
 __all__ = ["add_modality", "upcycle"]
 
@@ -71,6 +72,7 @@ def _rebuild(
         layer_idx=layer.layer_idx,
         device="meta",
         memory=memory or cast(Any, layer.memory),
+        dt_limit=layer.dt_limit,
     )
     for name in PROJECTIONS:
         old, new = getattr(layer, name), getattr(result, name)
@@ -80,6 +82,9 @@ def _rebuild(
         else:
             setattr(result, name, _copy(old))
     result.conv1d = _copy(layer.conv1d)
+    for name in NORMS:
+        norm = getattr(layer, name)
+        setattr(result, name, None if norm is None else _copy(norm))
     result.A_log, result.D = _copy_parameter(layer.A_log), _copy_parameter(layer.D)
     return result.train(layer.training)
 

@@ -19,9 +19,9 @@ __all__ = ["initialise"]
 
 @torch.no_grad()
 def initialise(layer: MixtureOfMamba) -> None:
-    """dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1; linears and convolution as torch does it."""
+    """dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1; linears, convolution and norms as torch does."""
     for module in layer.modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d)):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.RMSNorm)):
             module.reset_parameters()
     states = torch.arange(1, layer.d_state + 1, dtype=torch.float32, device=layer.A_log.device)
     layer.A_log.copy_(states.log().expand(layer.d_inner, -1))

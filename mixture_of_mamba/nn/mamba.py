@@ -38,6 +38,8 @@ class Mamba(MixtureOfMamba):
         device: Any = None,
         dtype: torch.dtype | None = None,
         memory: Literal["default", "lean"] = "default",
+        bcdt_norm: bool = False,
+        dt_limit: tuple[float, float] | None = None,
     ) -> None:
         del use_fast_path  # there is one path here; accepted because existing code passes it
         super().__init__(
@@ -59,4 +61,6 @@ class Mamba(MixtureOfMamba):
             device=device,
             dtype=dtype,
             memory=memory,
+            bcdt_norm=bcdt_norm,
+            dt_limit=dt_limit,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from mixture_of_mamba.nn.dt_limit import limited_dt
 from mixture_of_mamba.nn.modality_linear import ModalityLinear, apply_per_modality, is_plain_linear, is_watched
 from mixture_of_mamba.nn.state import MambaState
 from mixture_of_mamba.ops import causal_conv1d, grouped_linear, mamba_block, selective_scan
@@ -20,9 +21,10 @@ from mixture_of_mamba.routing import Routing
 if TYPE_CHECKING:
     from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
 
-__all__ = ["PROJECTIONS", "conv_parameters", "mix", "project", "scan_inputs"]
+__all__ = ["NORMS", "PROJECTIONS", "conv_parameters", "mix", "project", "scan_inputs"]
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
 
 
 def mix(
@@ -34,8 +36,10 @@ def mix(
 
 
 def is_one_operator(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -> bool:
-    """Whether nobody watches or has replaced a projection, and row boundaries are on the host."""
+    """Whether nobody watches or has replaced a projection, nothing is between them, and boundaries are on the host."""
     if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
+        return False
+    if layer.dt_limit is not None or any(getattr(layer, name) is not None for name in NORMS):
         return False
     if not all(_is_plain(getattr(layer, name)) for name in PROJECTIONS):
         return False
@@ -109,18 +113,36 @@ def scan_inputs(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """dt (without bias where possible), its bias for the scan to add in float32, B and C."""
     sizes = [layer.dt_rank, layer.d_state, layer.d_state]
-    dt_low, B, C = project(layer.x_proj, u, routing).split(sizes, dim=-1)
-    dt_proj = layer.dt_proj
+    parts = project(layer.x_proj, u, routing).split(sizes, dim=-1)
+    dt_low, B, C = (_normalised(getattr(layer, name), part) for name, part in zip(NORMS, parts, strict=True))
+    dt, dt_bias = _dt_and_bias(layer.dt_proj, dt_low, routing)
+    if layer.dt_limit is not None:
+        dt, dt_bias = limited_dt(dt, dt_bias, layer.dt_limit, routing), None
+    return dt, dt_bias, B, C
+
+
+def _normalised(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """Computed in the weight's dtype where that is wider, as under autocast; rounded, so as not to widen the scan."""
+    if norm is None:
+        return x
+    weight = getattr(norm, "weight", None)
+    wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
+    return cast(Tensor, norm(wide)).to(x.dtype)
+
+
+def _dt_and_bias(
+    dt_proj: nn.Linear | ModalityLinear, dt_low: Tensor, routing: Routing | None
+) -> tuple[Tensor, Tensor | None]:
     if isinstance(dt_proj, ModalityLinear):
         assert routing is not None
         if not _is_plain(dt_proj):
-            return dt_proj(dt_low, routing), None, B, C
+            return dt_proj(dt_low, routing), None
         dt = grouped_linear(dt_low, _weights(dt_proj), None, routing.offsets, routing.host_offsets)
         biases = _biases(dt_proj)
-        return dt, torch.stack(biases) if biases else None, B, C
+        return dt, torch.stack(biases) if biases else None
     if not is_plain_linear(dt_proj):
-        return project(dt_proj, dt_low, routing), None, B, C
-    return _shared(dt_proj, dt_low, routing, bias=False), dt_proj.bias, B, C
+        return project(dt_proj, dt_low, routing), None
+    return _shared(dt_proj, dt_low, routing, bias=False), dt_proj.bias
 
 
 def project(projection: nn.Module, x: Tensor, routing: Routing | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 from mixture_of_mamba.nn.initialisation import initialise
 from mixture_of_mamba.nn.mixing import PROJECTIONS, conv_parameters, mix, project, scan_inputs
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
@@ -32,6 +33,10 @@ class MixtureOfMamba(nn.Module):
             layer_idx, device, dtype: as in ``mamba_ssm.Mamba``. A_log and D are always float32.
         memory: "lean" keeps fewer activations for backward and computes them again there (see ``ops.mamba_block``).
             It matters while every projection is a plain ``nn.Linear`` that nobody watches, and the block one operator.
+        bcdt_norm: RMS norms with weights, shared by all modalities, on B, C and the low-rank dt before ``dt_proj``:
+            Jamba's, with its names ``b_layernorm, c_layernorm, dt_layernorm``. FalconMamba's have weights of 1.
+        dt_limit: ``(low, high)``, bounds on delta = softplus(dt + bias), as in ``mamba_ssm.Mamba2``. With a norm or a
+            limit the block is the operators one by one, and ``memory`` changes nothing.
 
     Parameter names are those of ``mamba_ssm.Mamba``; a decoupled projection holds one ``nn.Linear`` per
     modality (``in_proj.0.weight``, ``in_proj.1.weight``, ...).
@@ -57,6 +62,8 @@ class MixtureOfMamba(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
         memory: Literal["default", "lean"] = "default",
+        bcdt_norm: bool = False,
+        dt_limit: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.decouple = tuple(decouple)
@@ -70,6 +77,7 @@ class MixtureOfMamba(nn.Module):
         if memory not in ("default", "lean"):
             raise ValueError(f'memory must be "default" or "lean", got {memory!r}')
         self.memory = memory
+        self.dt_limit = checked_dt_limit(dt_limit)
         self.d_model = d_model
         self.num_modalities = num_modalities
         self.d_state = d_state
@@ -101,6 +109,11 @@ class MixtureOfMamba(nn.Module):
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, device=device, dtype=torch.float32))
         self.D = nn.Parameter(torch.empty(self.d_inner, device=device, dtype=torch.float32))
         self.out_proj = projection("out_proj", self.d_inner, d_model, bias)
+
+        def norm(size: int) -> nn.RMSNorm | None:
+            return nn.RMSNorm(size, eps=1e-6, device=device, dtype=dtype) if bcdt_norm else None
+
+        self.dt_layernorm, self.b_layernorm, self.c_layernorm = norm(self.dt_rank), norm(d_state), norm(d_state)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -108,7 +121,8 @@ class MixtureOfMamba(nn.Module):
         initialise(self)
 
     def extra_repr(self) -> str:
-        return f"d_model={self.d_model}, num_modalities={self.num_modalities}, decouple={self.decouple}"
+        limit = "" if self.dt_limit is None else f", dt_limit={self.dt_limit}"
+        return f"d_model={self.d_model}, num_modalities={self.num_modalities}, decouple={self.decouple}{limit}"
 
     def allocate_state(self, batch: int, *, device: Any = None, dtype: torch.dtype | None = None) -> MambaState:
         """The state before the first token. ``dtype`` is that of the activations (by default the weights')."""

@@ -31,6 +31,10 @@ def _project(projection: nn.Module, x: Tensor, modality: int) -> Tensor:
     return projection[modality](x) if isinstance(projection, nn.ModuleList) else projection(x)
 
 
+def _rms_norm(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+
 def reference_layer(layer: Any, x: Tensor, ids: Tensor) -> Tensor:
     """Per sequence, without its padding tokens: they do not exist for the others."""
     out = torch.zeros_like(x)
@@ -48,8 +52,11 @@ def reference_layer(layer: Any, x: Tensor, ids: Tensor) -> Tensor:
         weight = layer.conv1d.weight.squeeze(1)
         u, _ = reference.causal_conv1d(u.unsqueeze(0), weight, layer.conv1d.bias)
         low, B, C = per_token(layer.x_proj, u[0]).split([layer.dt_rank, layer.d_state, layer.d_state], dim=-1)
-        dt = per_token(layer.dt_proj, low)
+        dt = per_token(layer.dt_proj, _rms_norm(layer.dt_layernorm, low))
+        B, C = _rms_norm(layer.b_layernorm, B), _rms_norm(layer.c_layernorm, C)
+        delta = nn.functional.softplus(dt).clamp(*(layer.dt_limit or (0, None)))
         A = -torch.exp(layer.A_log)
-        y, _ = reference.selective_scan(u, dt.unsqueeze(0), A, B.unsqueeze(0), C.unsqueeze(0), layer.D, z.unsqueeze(0))
+        delta, B, C, z = (value.unsqueeze(0) for value in (delta, B, C, z))
+        y, _ = reference.selective_scan(u, delta, A, B, C, layer.D, z, softplus=False)
         out[b, times] = per_token(layer.out_proj, y[0])
     return out
