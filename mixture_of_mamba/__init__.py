@@ -15,7 +15,11 @@ else:
         causal_conv1d_fn,
         causal_conv1d_update,
     )
-    from mixture_of_mamba.integrations.mamba_ssm import mamba_inner_fn, selective_scan_fn
+    from mixture_of_mamba.integrations.mamba_ssm import (
+        mamba_inner_fn,
+        selective_scan_fn,
+        selective_state_update,
+    )
     from mixture_of_mamba.nn import (
         Mamba,
         MambaState,
@@ -55,4 +59,5 @@ __all__ = [
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_step",
+    "selective_state_update",
 ]

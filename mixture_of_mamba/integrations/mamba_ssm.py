@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixture_of_mamba.ops import causal_conv1d, selective_scan
+from mixture_of_mamba.ops import causal_conv1d, selective_scan, selective_scan_step
 
-__all__ = ["mamba_inner_fn", "selective_scan_fn"]
+__all__ = ["mamba_inner_fn", "selective_scan_fn", "selective_state_update"]
 
 
 def _tokens(matrix: Tensor, u: Tensor, name: str) -> Tensor:
@@ -89,6 +89,59 @@ def selective_scan_fn(
     if not return_last_state:
         return out
     return out, states[0] if groups == 1 else torch.cat(states, dim=1)
+
+
+@torch.no_grad()
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """One token of the scan; ``state`` is updated in place (no gradient).
+
+    Args:
+        state: ``[batch, channels, states]``. Contiguous float32 (float64 beside float64 inputs) is updated where it
+            lies; another dtype or layout goes through a copy.
+        x, dt, z: ``[batch, channels]``.
+        A: ``[channels, states]``, real.
+        B, C: ``[batch, states]``.
+        D, dt_bias: ``[channels]``.
+        dt_softplus: whether dt goes through softplus.
+
+    Returns:
+        ``out [batch, channels]`` in the dtype of x.
+    """
+    if A.is_complex():
+        raise NotImplementedError(f"A must be real-valued, got {A.dtype}")
+    for name, tensor, dims in (("state", state, 3), ("x", x, 2), ("dt", dt, 2), ("B", B, 2), ("C", C, 2), ("z", z, 2)):
+        if tensor is not None and tensor.dim() != dims:
+            raise ValueError(
+                f"{name} must have {dims} dimensions (Mamba-1, without heads or groups), got {list(tensor.shape)}"
+            )
+    wide = any(t is not None and t.dtype == torch.float64 for t in (x, dt, B, C, z))
+    updated = state.to(torch.float64 if wide else torch.float32).contiguous()
+    out = selective_scan_step(
+        x.unsqueeze(1),
+        updated,
+        dt.unsqueeze(1),
+        A,
+        B.unsqueeze(1),
+        C.unsqueeze(1),
+        D,
+        None if z is None else z.unsqueeze(1),
+        dt_bias,
+        softplus=dt_softplus,
+    )
+    if updated is not state:
+        state.copy_(updated)
+    return out.squeeze(1).to(x.dtype)
 
 
 def _constant_matrices(
