@@ -14,7 +14,7 @@ from mixture_of_mamba.nn.modality_linear import ModalityLinear
 if TYPE_CHECKING:
     from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
 
-__all__ = ["initialise"]
+__all__ = ["initialise", "mark"]
 
 
 @torch.no_grad()
@@ -23,14 +23,26 @@ def initialise(layer: MixtureOfMamba) -> None:
     for module in layer.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.RMSNorm)):
             module.reset_parameters()
-    states = torch.arange(1, layer.d_state + 1, dtype=torch.float32, device=layer.A_log.device)
-    layer.A_log.copy_(states.log().expand(layer.d_inner, -1))
+    # Made from the parameter itself, so that a sharded one (DTensor) gives sharded values.
+    layer.A_log.copy_(torch.ones_like(layer.A_log, dtype=torch.float32).cumsum(dim=1).log())
     layer.D.fill_(1.0)
-    for parameter in (layer.A_log, layer.D):
-        parameter._no_weight_decay = True  # type: ignore[attr-defined]
     dt_proj = layer.dt_proj
     for child in dt_proj.linears if isinstance(dt_proj, ModalityLinear) else [dt_proj]:
         _initialise_dt(layer, child)
+    mark(layer)
+
+
+def mark(layer: MixtureOfMamba) -> None:
+    """``_no_weight_decay`` on A_log, D and the biases of dt; ``_no_reinit`` on the latter, as in ``mamba_ssm``.
+
+    Marks are attributes, and torch drops them wherever it puts another ``nn.Parameter`` in the place of one: so the
+    layer calls this after each of those.
+    """
+    biases = [parameter for name, parameter in layer.dt_proj.named_parameters() if name.split(".")[-1] == "bias"]
+    for parameter in (layer.A_log, layer.D, *biases):
+        parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    for bias in biases:
+        bias._no_reinit = True  # type: ignore[attr-defined]
 
 
 def _initialise_dt(layer: MixtureOfMamba, linear: nn.Linear) -> None:
@@ -40,8 +52,6 @@ def _initialise_dt(layer: MixtureOfMamba, linear: nn.Linear) -> None:
     else:
         linear.weight.uniform_(-bound, bound)
     low, high = math.log(layer.dt_min), math.log(layer.dt_max)
-    dt = torch.rand(layer.d_inner, dtype=torch.float32, device=linear.bias.device)
+    dt = torch.rand_like(linear.bias, dtype=torch.float32)
     dt = (low + dt * (high - low)).exp().clamp(min=layer.dt_init_floor)
     linear.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
-    linear.bias._no_reinit = True  # type: ignore[attr-defined]
-    linear.bias._no_weight_decay = True  # type: ignore[attr-defined]

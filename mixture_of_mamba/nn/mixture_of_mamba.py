@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from mixture_of_mamba.nn.dt_limit import checked_dt_limit
-from mixture_of_mamba.nn.initialisation import initialise
+from mixture_of_mamba.nn.inference_cache import InferenceParams, forward_with_cache
+from mixture_of_mamba.nn.initialisation import initialise, mark
 from mixture_of_mamba.nn.mixing import PROJECTIONS, conv_parameters, mix, project, scan_inputs
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
@@ -114,11 +115,29 @@ class MixtureOfMamba(nn.Module):
             return nn.RMSNorm(size, eps=1e-6, device=device, dtype=dtype) if bcdt_norm else None
 
         self.dt_layernorm, self.b_layernorm, self.c_layernorm = norm(self.dt_rank), norm(d_state), norm(d_state)
+        self.register_load_state_dict_post_hook(_mark_after_loading)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise as in the Mamba paper: dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1."""
         initialise(self)
+
+    def mark_parameters(self) -> None:
+        """Mark ``_no_weight_decay`` (A_log, D, biases of dt) and ``_no_reinit`` (biases of dt), as ``mamba_ssm`` does.
+
+        Needed only after what puts other parameters in the place of the layer's, such as ``fully_shard``.
+        """
+        mark(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After ``copy.deepcopy`` and after unpickling; a parameter's deepcopy leaves its marks behind."""
+        super().__setstate__(state)
+        self.mark_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixtureOfMamba:
+        super()._apply(fn, recurse)  # to_empty from the meta device makes new parameters
+        self.mark_parameters()
+        return self
 
     def extra_repr(self) -> str:
         limit = "" if self.dt_limit is None else f", dt_limit={self.dt_limit}"
@@ -146,6 +165,7 @@ class MixtureOfMamba(nn.Module):
         cu_seqlens: Tensor | None = ...,
         state: MambaState | None = ...,
         return_state: Literal[False] = ...,
+        inference_params: InferenceParams | None = ...,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -158,6 +178,7 @@ class MixtureOfMamba(nn.Module):
         cu_seqlens: Tensor | None = ...,
         state: MambaState | None = ...,
         return_state: Literal[True],
+        inference_params: None = ...,
     ) -> tuple[Tensor, MambaState]: ...
     def forward(
         self,
@@ -169,6 +190,7 @@ class MixtureOfMamba(nn.Module):
         cu_seqlens: Tensor | None = None,
         state: MambaState | None = None,
         return_state: bool = False,
+        inference_params: InferenceParams | None = None,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Mix tokens along time; any length, prefill and continuation alike.
 
@@ -183,6 +205,8 @@ class MixtureOfMamba(nn.Module):
             cu_seqlens: int32 ``[sequences + 1]`` boundaries of packed documents in flat time order.
             state: where each sequence starts from; differentiable.
             return_state: also return the state after the last token; differentiable.
+            inference_params: the cache of ``mamba_ssm``'s generation; it keeps the state under ``layer_idx``. Prefill
+                while its ``seqlen_offset`` is 0, then :meth:`step`. x is in time order.
 
         Returns:
             ``y`` with the shape and order of ``x``, or ``(y, state)``.
@@ -190,6 +214,10 @@ class MixtureOfMamba(nn.Module):
         Raises:
             ValueError, RuntimeError: naming the argument, what was required, and what came.
         """
+        if inference_params is not None:
+            if sorted or return_state or state is not None or cu_seqlens is not None:
+                raise ValueError("inference_params must come without sorted, cu_seqlens, state and return_state")
+            return forward_with_cache(self, x, inference_params, modality=modality, modality_masks=modality_masks)
         routing = self._routing(x, modality, modality_masks)
         if routing is not None and not sorted:
             x = routing.sort(x)
@@ -269,3 +297,8 @@ class MixtureOfMamba(nn.Module):
         if len(modality_masks) != self.num_modalities > 1:
             raise ValueError(f"modality_masks must hold {self.num_modalities} masks, got {len(modality_masks)}")
         return ids
+
+
+def _mark_after_loading(layer: nn.Module, incompatible_keys: object) -> None:
+    """``load_state_dict(assign=True)`` puts new parameters in the place of the old ones."""
+    cast(MixtureOfMamba, layer).mark_parameters()
