@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import datetime
 import gc
+import os
 import warnings
 
 import pytest
@@ -33,10 +34,11 @@ def _start(rank, worker, store):
     dist.init_process_group("gloo", f"file://{store}", timeout, RANKS, rank)
     try:
         worker(rank)
-        gc.collect()  # DDP lies in reference cycles and holds the group, whose threads must end before the process does
+        gc.collect()  # DDP lies in reference cycles and holds the group
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # all has been tested; threads of gloo that are still there would abort an orderly exit
 
 
 def batches():
