@@ -18,20 +18,14 @@ struct GroupedInputs {
   GroupedInputs(const char* op, const Tensor& x, const Tensors& weight, const Tensors& bias,
                 const Tensor& offsets, const OptionalTensor& host_offsets);
 
-  // Row range of a modality, when the boundaries are known on the host.
-  int64_t begin(int64_t modality) const { return boundaries[modality]; }
-  int64_t count(int64_t modality) const { return boundaries[modality + 1] - boundaries[modality]; }
-
   Dtype dtype;
   int64_t rows, in_features, out_features, modalities;
-  Tensor x;                         // [rows, in_features], one row stride
-  Tensors weight, bias;             // in x's dtype
-  std::vector<int64_t> boundaries;  // modalities + 1, or empty: known on the device only
-  Tensor offsets;                   // int32 [modalities + 1]
+  Tensor x;               // [rows, in_features], one row stride
+  Tensors weight, bias;   // in x's dtype
+  Boundaries boundaries;  // modalities + 1, or empty: known on the device only
+  Tensor offsets;         // int32 [modalities + 1]
 };
 
-// [..., columns] as [rows, columns] with contiguous columns; a view where the strides allow it.
-Tensor as_matrix(const Tensor& tensor);
 std::vector<int64_t> with_last_size(const Tensor& tensor, int64_t size);
 
 // Boundaries on the host: products on row ranges.
@@ -41,10 +35,10 @@ struct HostPath {
     return {Backend::products(), in.weight, in.bias, in.boundaries};
   }
   static void forward(const GroupedInputs& in, const Tensor& y) {
-    projection(in).forward(MatrixView(in.x), MatrixView(y), true);
+    projection(in).forward(MatrixView(in.x), MatrixView(y));
   }
   static void grad_x(const GroupedInputs& in, const Tensor& grad, const Tensor& out) {
-    projection(in).grad_input(MatrixView(grad), MatrixView(out), true);
+    projection(in).grad_input(MatrixView(grad), MatrixView(out));
   }
   static Tensors grad_weight(const GroupedInputs& in, const Tensor& grad) {
     return projection(in).grad_weight(MatrixView(grad), MatrixView(in.x));

@@ -59,14 +59,14 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
                        host_offsets, cu_seqlens, conv_state, ssm_state);
   const Backend backend(x);
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
-  in.in_proj.forward(in.x, MatrixView(xz), true);
+  in.in_proj.forward(in.x, MatrixView(xz));
   const Tensor new_conv_state = empty_like_device(x, {in.sequences(), in.taps(), in.inner}, in.io);
   const Tensor new_ssm_state = empty_like_device(x, {in.sequences(), in.inner, in.states}, in.acc);
   block_conv(in, backend, xz, u, new_conv_state);
 
   const Tensor x_dbl = in.empty(in.tokens, in.rank + 2 * in.states), dt = in.empty(in.tokens, in.inner);
-  in.x_proj.forward(MatrixView(u), MatrixView(x_dbl), true);
-  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
+  in.x_proj.forward(MatrixView(u), MatrixView(x_dbl));
+  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt));
   const auto nothing = [&] { return empty_like_device(x, {0}, in.io); };
   const bool checkpoint = keep && !lean;
   const Tensor checkpoints = checkpoint ? empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc)
@@ -76,7 +76,7 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
              checkpoint ? OptionalTensor(checkpoints) : OptionalTensor());
 
   const Tensor y = empty_like_device(x, {in.batch, in.length, in.out_proj.out_features()}, in.io);
-  in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)), true);
+  in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)));
   return {y,
           new_conv_state,
           new_ssm_state,
@@ -119,7 +119,7 @@ BlockGradients mamba_block_backward(
   // What forward did not keep.
   Tensor u = in.empty(in.tokens, in.inner), dt = in.empty(in.tokens, in.inner);
   block_conv(in, backend, xz, u, {});
-  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), true);
+  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt));
   if (checkpoints.numel() == 0) {
     gated = in.empty(in.tokens, in.inner);
     checkpoints = empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc);
@@ -127,7 +127,7 @@ BlockGradients mamba_block_backward(
   }
 
   Tensor grad_gated = in.empty(in.tokens, in.inner);
-  in.out_proj.grad_input(grad_rows, MatrixView(grad_gated), true);
+  in.out_proj.grad_input(grad_rows, MatrixView(grad_gated));
   Tensors grad_out_weight, grad_out_bias;
   if (needs & kNeedsOut) grad_out_weight = in.out_proj.grad_weight(grad_rows, MatrixView(gated));
   if (!out_bias.empty()) grad_out_bias = in.out_proj.grad_bias(grad_rows);
@@ -161,7 +161,7 @@ BlockGradients mamba_block_backward(
   }
   release(dt, grad_gated, checkpoints);
 
-  in.dt_proj.grad_input(MatrixView(grad_dt), in.dt_of(grad_x_dbl), true);
+  in.dt_proj.grad_input(MatrixView(grad_dt), in.dt_of(grad_x_dbl));
   Tensors grad_dt_weight, grad_x_weight;
   if (needs & kNeedsDtProj) grad_dt_weight = in.dt_proj.grad_weight(MatrixView(grad_dt), in.dt_of(x_dbl));
   release(grad_dt);
@@ -193,7 +193,7 @@ BlockGradients mamba_block_backward(
   Tensor grad_x = nothing;
   if (needs & kNeedsX) {
     grad_x = empty_like_device(x, {in.batch, in.length, in.width}, in.io);
-    in.in_proj.grad_input(MatrixView(grad_xz), MatrixView(grad_x, in.tokens, in.width, in.width), true);
+    in.in_proj.grad_input(MatrixView(grad_xz), MatrixView(grad_x, in.tokens, in.width, in.width));
   }
   const auto one_like = [](const Tensor& grad, const OptionalTensor& of) {
     return of ? to_dtype(grad, of->scalar_type()) : grad;

@@ -9,9 +9,6 @@
 
 namespace mixture_of_mamba::ops {
 
-// [batch, length, width] as [tokens, width]; copied unless its rows have one stride.
-MatrixView rows_view(const Tensor& x);
-
 // The arguments that forward and backward share, checked.
 struct BlockInputs {
   BlockInputs(const char* op, const Products& products, const Tensor& x, const Tensors& in_weight,

@@ -33,6 +33,9 @@ struct Products {
 Tensor view_of(const Tensor& base, std::initializer_list<int64_t> sizes,
                std::initializer_list<int64_t> strides, int64_t offset);
 
+// [..., columns] as [rows, columns] with contiguous columns; a view where the strides allow it.
+Tensor as_matrix(const Tensor& tensor);
+
 // [rows, columns] with contiguous columns, lying anywhere in a tensor.
 class MatrixView {
  public:
@@ -68,6 +71,10 @@ class MatrixView {
 // are padding.
 using Boundaries = std::vector<int64_t>;
 
+// Those of a CPU tensor of `entries` elements, checked; none is above `end`, which is `end_meaning`.
+Boundaries host_boundaries(const char* op, const char* name, const Tensor& tensor, int64_t entries,
+                           int64_t end, const char* end_meaning);
+
 // One projection: a weight for all rows, or one per modality.
 class Projection {
  public:
@@ -76,9 +83,9 @@ class Projection {
 
   int64_t in_features() const { return weight_[0].size(1); }
   int64_t out_features() const { return weight_[0].size(0); }
-  // Padding rows of `out` become 0 when `clear_padding`.
-  void forward(const MatrixView& input, const MatrixView& out, bool clear_padding) const;
-  void grad_input(const MatrixView& grad, const MatrixView& out, bool clear_padding) const;
+  // Padding rows of `out` become 0.
+  void forward(const MatrixView& input, const MatrixView& out) const;
+  void grad_input(const MatrixView& grad, const MatrixView& out) const;
   void add_grad_input(const MatrixView& grad, const MatrixView& out) const;
   Tensors grad_weight(const MatrixView& grad, const MatrixView& input) const;
   Tensors grad_bias(const MatrixView& grad) const;

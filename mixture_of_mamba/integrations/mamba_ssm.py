@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixture_of_mamba.ops import causal_conv1d, selective_scan, selective_scan_step
+from mixture_of_mamba.ops._registration import accumulation_dtype
 
 __all__ = ["mamba_inner_fn", "selective_scan_fn", "selective_state_update"]
 
@@ -125,8 +126,7 @@ def selective_state_update(
             raise ValueError(
                 f"{name} must have {dims} dimensions (Mamba-1, without heads or groups), got {list(tensor.shape)}"
             )
-    wide = any(t is not None and t.dtype == torch.float64 for t in (x, dt, B, C, z))
-    updated = state.to(torch.float64 if wide else torch.float32).contiguous()
+    updated = state.to(accumulation_dtype(x, dt, B, C, z)).contiguous()
     out = selective_scan_step(
         x.unsqueeze(1),
         updated,

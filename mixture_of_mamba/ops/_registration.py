@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "NAMESPACE",
+    "accumulation_dtype",
     "cast_floating",
     "forbid_double_backward",
     "forbid_gradients",
@@ -29,6 +30,12 @@ _libraries: list[torch.library.Library] = []
 def num_sequences(activation: Tensor, cu_seqlens: Tensor | None) -> int:
     """Sequences of a ``[batch, length, channels]`` activation, packed or not."""
     return activation.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def accumulation_dtype(*activations: Tensor | None) -> torch.dtype:
+    """Of parameters, states and sums beside these activations."""
+    wide = any(x is not None and x.dtype == torch.float64 for x in activations)
+    return torch.float64 if wide else torch.float32
 
 
 def given(gradient: Tensor, value: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mixture_of_mamba.ops._registration import (
+    accumulation_dtype,
     cast_floating,
     forbid_double_backward,
     forbid_gradients,
@@ -104,7 +105,7 @@ def _fake_backward(
     initial_state: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    acc = accumulation_dtype(x)
     grad_bias = x.new_empty(0, dtype=acc) if bias is None else bias.new_empty(bias.shape)
     grad_state = x.new_empty(0) if initial_state is None else initial_state.new_empty(initial_state.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias, grad_state

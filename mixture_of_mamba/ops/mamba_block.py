@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mixture_of_mamba.ops._registration import (
+    accumulation_dtype,
     cast_floating,
     forbid_double_backward,
     given,
@@ -114,15 +115,11 @@ def _flat(arguments: Sequence[Any]) -> list[Tensor]:
     return flat
 
 
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("mixture_of_mamba::mamba_block")
 def _fake(*inputs: Any) -> tuple[Tensor, ...]:
     *arguments, lean, keep = inputs
     x, _, _, conv_weight, _, _, dt_weight, _, A_log, _, out_weight, *_, cu_seqlens, _, _ = arguments
-    acc = _accumulation_dtype(x)
+    acc = accumulation_dtype(x)
     batch, length, _ = x.shape
     tokens, sequences = batch * length, num_sequences(x, cu_seqlens)
     inner, width = conv_weight.shape
@@ -145,7 +142,7 @@ def _fake_backward(*inputs: Any) -> tuple[Any, ...]:
     arguments, needs = inputs[3 : 3 + NUM_TENSOR_ARGUMENTS], inputs[-1]
     x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = arguments[:10]
     out_weight, out_bias, *_, conv_state, ssm_state = arguments[10:]
-    acc = _accumulation_dtype(x)
+    acc = accumulation_dtype(x)
 
     def like(value: Tensor | None, absent: torch.dtype) -> Tensor:
         return x.new_empty(0, dtype=absent) if value is None else value.new_empty(value.shape)

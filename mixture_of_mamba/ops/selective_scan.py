@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mixture_of_mamba.ops._registration import (
+    accumulation_dtype,
     forbid_double_backward,
     forbid_gradients,
     given,
@@ -103,11 +104,6 @@ def selective_scan_step(
     )
 
 
-def _accumulation_dtype(*activations: Tensor | None) -> torch.dtype:
-    wide = any(x is not None and x.dtype == torch.float64 for x in activations)
-    return torch.float64 if wide else torch.float32
-
-
 @torch.library.register_fake("mixture_of_mamba::selective_scan")
 def _fake(
     u: Tensor,
@@ -126,7 +122,7 @@ def _fake(
     reverse: bool,
     checkpoint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    acc = _accumulation_dtype(u, dt, B, C, z)
+    acc = accumulation_dtype(u, dt, B, C, z)
     sequences = num_sequences(u, cu_seqlens)
     channels, states = A.shape
     slots = u.shape[0] * u.shape[1] // CHECKPOINT_INTERVAL + sequences
@@ -155,7 +151,7 @@ def _fake_backward(
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    acc = _accumulation_dtype(u, dt, B, C, z)
+    acc = accumulation_dtype(u, dt, B, C, z)
     io = acc if acc == torch.float64 else torch.promote_types(u.dtype, dt.dtype)
     for activation in (B, C, z):
         io = io if activation is None else torch.promote_types(io, activation.dtype)

@@ -3,22 +3,6 @@
 
 namespace mixture_of_mamba::ops {
 
-Tensor as_matrix(const Tensor& tensor) {
-  const int64_t columns = tensor.size(tensor.dim() - 1);
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < tensor.dim(); ++d) rows *= tensor.size(d);
-  bool regular = columns <= 1 || tensor.stride(tensor.dim() - 1) == 1;
-  for (int64_t d = 0; d + 2 < tensor.dim(); ++d) {
-    regular =
-        regular && (tensor.size(d) <= 1 || tensor.stride(d) == tensor.size(d + 1) * tensor.stride(d + 1));
-  }
-  // GEMM libraries want a row stride of at least the row length.
-  const int64_t row_dim = tensor.dim() - 2;
-  regular = regular && (rows <= 1 || (row_dim >= 0 && tensor.stride(row_dim) >= columns));
-  return torch::stable::view(regular ? tensor : torch::stable::contiguous(tensor),
-                             std::vector<int64_t>{rows, columns});
-}
-
 std::vector<int64_t> with_last_size(const Tensor& tensor, int64_t size) {
   std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
   sizes.back() = size;
@@ -35,25 +19,11 @@ Tensor checked_matrix(const char* op, const Tensor& x) {
   return as_matrix(x);
 }
 
-// Boundaries as 64-bit host values; empty when they are on another device.
-std::vector<int64_t> host_values(const char* op, const char* name, const OptionalTensor& tensor,
-                                 int64_t modalities, int64_t rows) {
-  if (!tensor || !tensor->is_cpu()) return {};
-  require(tensor->numel() == modalities + 1, op, name, " must have num_modalities + 1 = ", modalities + 1,
-          " elements, got ", shape_of(*tensor));
-  const Dtype dtype = tensor->scalar_type();
-  require(dtype == Dtype::Int || dtype == Dtype::Long, op, name, " must be int32 or int64, got ",
-          name_of(dtype));
-  const Tensor wide = torch::stable::contiguous(to_dtype(*tensor, Dtype::Long));
-  const int64_t* data = wide.const_data_ptr<int64_t>();
-  std::vector<int64_t> values(data, data + modalities + 1);
-  require(values.front() == 0 && values.back() <= rows, op, name, " must begin with 0 and end at most at ",
-          rows, " (the rows of x), got ", values.front(), " and ", values.back());
-  for (int64_t m = 0; m < modalities; ++m) {
-    require(values[m] <= values[m + 1], op, name, " must not decrease, got ", values[m], " before ",
-            values[m + 1]);
-  }
-  return values;
+// Empty when they are on another device.
+Boundaries boundaries_if_on_host(const char* op, const char* name, const Tensor& tensor, int64_t modalities,
+                                 int64_t rows) {
+  if (!tensor.is_cpu()) return {};
+  return host_boundaries(op, name, tensor, modalities + 1, rows, "the rows of x");
 }
 
 }  // namespace
@@ -91,8 +61,8 @@ GroupedInputs::GroupedInputs(const char* op, const Tensor& x_, const Tensors& we
   require(!host_offsets || host_offsets->is_cpu(), op, "host_offsets must be on the CPU, got ",
           host_offsets ? device_of(*host_offsets) : "");
   offsets = to_dtype(offsets_, Dtype::Int);
-  boundaries = host_offsets ? host_values(op, "host_offsets", host_offsets, modalities, rows)
-                            : host_values(op, "offsets", offsets_, modalities, rows);
+  boundaries = boundaries_if_on_host(op, host_offsets ? "host_offsets" : "offsets",
+                                     host_offsets ? *host_offsets : offsets_, modalities, rows);
 }
 
 }  // namespace mixture_of_mamba::ops

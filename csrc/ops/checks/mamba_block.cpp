@@ -34,23 +34,7 @@ Boundaries checked_boundaries(const char* op, const OptionalTensor& offsets,
           "host_offsets must be given beside offsets on a GPU, got None");
   const Tensor& source = host_offsets ? *host_offsets : *offsets;
   require(source.is_cpu(), op, "host_offsets must be on the CPU, got ", device_of(source));
-  require(source.dim() == 1 && source.numel() == offsets->numel(), op,
-          "host_offsets must have num_modalities + 1 = ", offsets->numel(), " elements, got ",
-          shape_of(source));
-  const Dtype dtype = source.scalar_type();
-  require(dtype == Dtype::Int || dtype == Dtype::Long, op, "host_offsets must be int32 or int64, got ",
-          name_of(dtype));
-  const Tensor wide = torch::stable::contiguous(to_dtype(source, Dtype::Long));
-  const int64_t* data = wide.const_data_ptr<int64_t>();
-  Boundaries values(data, data + wide.numel());
-  require(values.front() == 0 && values.back() <= tokens, op,
-          "host_offsets must begin with 0 and end at most at ", tokens, " (batch * length), got ",
-          values.front(), " and ", values.back());
-  for (size_t m = 1; m < values.size(); ++m) {
-    require(values[m - 1] <= values[m], op, "host_offsets must not decrease, got ", values[m - 1], " before ",
-            values[m]);
-  }
-  return values;
+  return host_boundaries(op, "host_offsets", source, offsets->numel(), tokens, "batch * length");
 }
 
 void require_parameter(const char* op, const char* name, const Tensor& tensor,
@@ -130,14 +114,6 @@ OptionalTensor stacked(const Tensors& biases) {
 
 }  // namespace
 
-MatrixView rows_view(const Tensor& x) {
-  const int64_t batch = x.size(0), length = x.size(1), width = x.size(2);
-  const bool regular = (width <= 1 || x.stride(2) == 1) && x.stride(1) >= width &&
-                       (batch <= 1 || x.stride(0) == length * x.stride(1));
-  if (!regular) return {torch::stable::contiguous(x), batch * length, width, width};
-  return {x, batch * length, width, x.stride(1)};
-}
-
 BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor& x_,
                          const Tensors& in_weight, const Tensors& in_bias, const Tensor& conv_weight_,
                          const OptionalTensor& conv_bias_, const Tensors& x_weight, const Tensors& dt_weight,
@@ -158,7 +134,7 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       rank(dt_weight[0].size(1)),
       input(x_),
       order(op, x_, rows_, offsets_, cu_seqlens_),
-      x(rows_view(x_)),
+      x(as_matrix(x_)),
       boundaries(checked_boundaries(op, offsets_, host_offsets, tokens)),
       in_proj{
           products,

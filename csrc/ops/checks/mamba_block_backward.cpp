@@ -35,7 +35,7 @@ bool is(const Tensor& tensor, std::initializer_list<int64_t> sizes, Dtype dtype)
 MatrixView block_grad_y(const BlockInputs& in, const Tensor& grad_y) {
   require_gradient(in, "grad_y", grad_y, {in.batch, in.length, in.out_proj.out_features()},
                    "[batch, length, d_model]");
-  return rows_view(to_dtype(grad_y, in.io));
+  return MatrixView(as_matrix(to_dtype(grad_y, in.io)));
 }
 
 Block block_grad_conv_state(const BlockInputs& in, const OptionalTensor& grad) {

@@ -24,9 +24,44 @@ Tensor view_of(const Tensor& base, std::initializer_list<int64_t> sizes,
   return Tensor(view);
 }
 
+Tensor as_matrix(const Tensor& tensor) {
+  const int64_t columns = tensor.size(tensor.dim() - 1);
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < tensor.dim(); ++d) rows *= tensor.size(d);
+  bool regular = columns <= 1 || tensor.stride(tensor.dim() - 1) == 1;
+  for (int64_t d = 0; d + 2 < tensor.dim(); ++d) {
+    regular =
+        regular && (tensor.size(d) <= 1 || tensor.stride(d) == tensor.size(d + 1) * tensor.stride(d + 1));
+  }
+  // GEMM libraries want a row stride of at least the row length.
+  const int64_t row_dim = tensor.dim() - 2;
+  regular = regular && (rows <= 1 || (row_dim >= 0 && tensor.stride(row_dim) >= columns));
+  return torch::stable::view(regular ? tensor : torch::stable::contiguous(tensor),
+                             std::vector<int64_t>{rows, columns});
+}
+
 Rows MatrixView::writable() const {
   return {static_cast<char*>(base_.mutable_data_ptr()) + offset_ * element_size(base_.scalar_type()),
           row_stride_};
+}
+
+Boundaries host_boundaries(const char* op, const char* name, const Tensor& tensor, int64_t entries,
+                           int64_t end, const char* end_meaning) {
+  require(tensor.dim() == 1 && tensor.numel() == entries, op, name,
+          " must have num_modalities + 1 = ", entries, " elements, got ", shape_of(tensor));
+  const Dtype dtype = tensor.scalar_type();
+  require(dtype == Dtype::Int || dtype == Dtype::Long, op, name, " must be int32 or int64, got ",
+          name_of(dtype));
+  const Tensor wide = torch::stable::contiguous(to_dtype(tensor, Dtype::Long));
+  const int64_t* data = wide.const_data_ptr<int64_t>();
+  Boundaries values(data, data + entries);
+  require(values.front() == 0 && values.back() <= end, op, name, " must begin with 0 and end at most at ",
+          end, " (", end_meaning, "), got ", values.front(), " and ", values.back());
+  for (int64_t m = 1; m < entries; ++m) {
+    require(values[m - 1] <= values[m], op, name, " must not decrease, got ", values[m - 1], " before ",
+            values[m]);
+  }
+  return values;
 }
 
 Projection::Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries)
@@ -49,7 +84,7 @@ void Projection::clear_padding_rows(const MatrixView& out) const {
   torch::stable::zero_(padding);
 }
 
-void Projection::forward(const MatrixView& input, const MatrixView& out, bool clear_padding) const {
+void Projection::forward(const MatrixView& input, const MatrixView& out) const {
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     const Tensor right =
         view_of(weight_[m], {in_features(), out_features()}, {weight_[m].stride(1), weight_[m].stride(0)}, 0);
@@ -60,14 +95,14 @@ void Projection::forward(const MatrixView& input, const MatrixView& out, bool cl
       products_.assign_with_row(rows, left, right, bias_[m]);
     }
   });
-  if (clear_padding) clear_padding_rows(out);
+  clear_padding_rows(out);
 }
 
-void Projection::grad_input(const MatrixView& grad, const MatrixView& out, bool clear_padding) const {
+void Projection::grad_input(const MatrixView& grad, const MatrixView& out) const {
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     products_.assign(out.row_range(begin, count), grad.row_range(begin, count), weight_[m]);
   });
-  if (clear_padding) clear_padding_rows(out);
+  clear_padding_rows(out);
 }
 
 void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) const {
