@@ -14,11 +14,11 @@ from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 from mixture_of_mamba.nn.inference_cache import InferenceParams, forward_with_cache
 from mixture_of_mamba.nn.initialisation import initialise, mark
 from mixture_of_mamba.nn.mixing import PROJECTIONS, conv_parameters, mix, project, scan_inputs
+from mixture_of_mamba.nn.modality_argument import routing_of
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
 from mixture_of_mamba.ops import causal_conv1d_step, selective_scan_step
 from mixture_of_mamba.routing import Routing
-from mixture_of_mamba.routing_forms import ids_from_masks
 
 __all__ = ["PROJECTIONS", "MixtureOfMamba"]
 
@@ -218,7 +218,7 @@ class MixtureOfMamba(nn.Module):
             if sorted or return_state or state is not None or cu_seqlens is not None:
                 raise ValueError("inference_params must come without sorted, cu_seqlens, state and return_state")
             return forward_with_cache(self, x, inference_params, modality=modality, modality_masks=modality_masks)
-        routing = self._routing(x, modality, modality_masks)
+        routing = routing_of(self, x, modality, modality_masks)
         if routing is not None and not sorted:
             x = routing.sort(x)
         y, new_state = mix(self, x, routing, cu_seqlens, state)
@@ -236,7 +236,7 @@ class MixtureOfMamba(nn.Module):
         modality_masks: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Decode one or a few tokens ``[batch, length, d_model]``, updating ``state`` in place (inference only)."""
-        routing = self._routing(x, modality, modality_masks)
+        routing = routing_of(self, x, modality, modality_masks)
         x = x if routing is None else routing.sort(x)
         rows = None if routing is None else routing.rows
         offsets = None if routing is None else routing.offsets
@@ -247,56 +247,6 @@ class MixtureOfMamba(nn.Module):
         y = selective_scan_step(u, state.ssm, dt, A, B, C, self.D, z, dt_bias, rows=rows, offsets=offsets)
         y = project(self.out_proj, y, routing)
         return y if routing is None else routing.unsort(y)
-
-    def _routing(
-        self, x: Tensor, modality: Tensor | Routing | int | None, modality_masks: Tensor | Sequence[Tensor] | None
-    ) -> Routing | None:
-        if x.dim() != 3 or x.shape[-1] != self.d_model:
-            raise ValueError(f"x must have shape [batch, length, d_model = {self.d_model}], got {list(x.shape)}")
-        if modality_masks is not None:
-            modality = self._ids_from_masks(x, modality, modality_masks)
-        elif modality is None:
-            if self.num_modalities > 1:
-                raise ValueError(
-                    "modality must be ids [batch, length] or a Routing (or one int for all tokens, or modality_masks "
-                    f"in its place), since the layer has {self.num_modalities} modalities, got None"
-                )
-            modality = 0
-        if isinstance(modality, int):
-            if modality < 0 or (self.num_modalities > 1 and modality >= self.num_modalities):
-                raise ValueError(
-                    f"modality must lie in 0 .. num_modalities - 1 = {self.num_modalities - 1} when it is an int, "
-                    f"got {modality}"
-                )
-            if not self.decouple:
-                return None
-            modality = torch.full(x.shape[:2], int(modality), dtype=torch.int64, device="cpu")
-        if isinstance(modality, Tensor):
-            ids = modality.clamp(max=0) if self.num_modalities == 1 else modality
-            modality = Routing.from_ids(ids, self.num_modalities, device=x.device)
-        if not isinstance(modality, Routing):
-            raise ValueError(
-                f"modality must be ids [batch, length], a Routing, an int or a bool, got {type(modality).__name__}"
-            )
-        if self.num_modalities == 1 and modality.num_modalities > 1:
-            modality = modality.merged()
-        if modality.num_modalities != self.num_modalities:
-            raise ValueError(
-                f"modality must be a Routing of {self.num_modalities} modalities, got {modality.num_modalities}"
-            )
-        if modality.shape != tuple(x.shape[:2]):
-            raise ValueError(
-                f"modality must have the batch and length of x, {list(x.shape[:2])}, got {list(modality.shape)}"
-            )
-        return modality
-
-    def _ids_from_masks(self, x: Tensor, modality: object, modality_masks: Tensor | Sequence[Tensor]) -> Tensor:
-        if modality is not None:
-            raise ValueError(f"modality_masks must come without modality, got both ({type(modality).__name__})")
-        ids = ids_from_masks(modality_masks, x.shape[:2], name="modality_masks")
-        if len(modality_masks) != self.num_modalities > 1:
-            raise ValueError(f"modality_masks must hold {self.num_modalities} masks, got {len(modality_masks)}")
-        return ids
 
 
 def _mark_after_loading(layer: nn.Module, incompatible_keys: object) -> None:
