@@ -19,14 +19,18 @@ TEST_CASE("the scan and its gradients agree with scalar loops on random problems
 TEST_CASE("the scan and its gradients agree with scalar loops for every option and unusual size",
           "[selective_scan]") {
   for (ScalarType type : device().types()) {
-    for (const ScanProblem& problem : ScanProblem::table(type)) check_results(problem, device().scan);
+    DYNAMIC_SECTION(name_of(type)) {
+      for (const ScanProblem& problem : ScanProblem::table(type)) check_results(problem, device().scan);
+    }
   }
 }
 
 TEST_CASE("the scan and its gradients agree with scalar loops however sequences are cut",
           "[selective_scan][large]") {
   for (ScalarType type : device().types()) {
-    for (const ScanProblem& problem : ScanProblem::large_table(type)) check_results(problem, device().scan);
+    DYNAMIC_SECTION(name_of(type)) {
+      for (const ScanProblem& problem : ScanProblem::large_table(type)) check_results(problem, device().scan);
+    }
   }
 }
 
