@@ -54,7 +54,9 @@ void require_shape(const char* op, const char* name, const Tensor& tensor,
                    std::initializer_list<int64_t> sizes, const char* rule);
 
 Tensor to_dtype(const Tensor& tensor, Dtype dtype);
+Tensor packed(const Tensor& tensor);  // as it is, without a call of torch, where it is contiguous
 Tensor empty_like_device(const Tensor& reference, std::initializer_list<int64_t> sizes, Dtype dtype);
+Tensor empty_of_shape(const Tensor& tensor, Dtype dtype);  // contiguous
 
 // A [batch, length, channels] tensor as rows: contiguous channels and one stride between all rows.
 // Views such as the halves of a projection pass as they are; anything else is copied.

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "kernels/causal_conv1d.h"
+#include "kernels/conversions.h"
 #include "kernels/modality_routing.h"
 #include "kernels/permute_rows.h"
 #include "kernels/selective_scan.h"
@@ -29,6 +30,7 @@ class CpuBackend {
   void run(const CausalConv1dBackwardParams& p) const { run_causal_conv1d_backward_cpu(p, pool()); }
   void run(const ModalityRoutingParams& p) const { run_modality_routing_cpu(p, pool()); }
   void run(const PermuteRowsParams& p) const { run_permute_rows_cpu(p, pool()); }
+  void run(const ConversionsParams& p) const { run_conversions_cpu(p, pool()); }
 
  private:
   static ParallelFor pool() {

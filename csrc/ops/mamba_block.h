@@ -54,10 +54,11 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
                          Tensor A_log, Tensor D, Tensors out_weight, Tensors out_bias, OptionalTensor rows,
                          OptionalTensor offsets, OptionalTensor host_offsets, OptionalTensor cu_seqlens,
                          OptionalTensor conv_state, OptionalTensor ssm_state, bool lean, bool keep) {
-  const BlockInputs in("mamba_block", Backend::products(), x, in_weight, in_bias, conv_weight, conv_bias,
-                       x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets,
-                       host_offsets, cu_seqlens, conv_state, ssm_state);
+  BlockInputs in("mamba_block", Backend::products(), x, in_weight, in_bias, conv_weight, conv_bias, x_weight,
+                 dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets, host_offsets, cu_seqlens,
+                 conv_state, ssm_state);
   const Backend backend(x);
+  in.conversions.run(backend);
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
   in.in_proj.forward(in.x, MatrixView(xz));
   const Tensor new_conv_state = empty_like_device(x, {in.sequences(), in.taps(), in.inner}, in.io);
@@ -99,10 +100,11 @@ BlockGradients mamba_block_backward(
     Tensors dt_bias, Tensor A_log, Tensor D, Tensors out_weight, Tensors out_bias, OptionalTensor rows,
     OptionalTensor offsets, OptionalTensor host_offsets, OptionalTensor cu_seqlens, OptionalTensor conv_state,
     OptionalTensor ssm_state, Tensor xz, Tensor x_dbl, Tensor gated, Tensor checkpoints, int64_t needs) {
-  const BlockInputs in("mamba_block_backward", Backend::products(), x, in_weight, in_bias, conv_weight,
-                       conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets,
-                       host_offsets, cu_seqlens, conv_state, ssm_state);
+  BlockInputs in("mamba_block_backward", Backend::products(), x, in_weight, in_bias, conv_weight, conv_bias,
+                 x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets, host_offsets,
+                 cu_seqlens, conv_state, ssm_state);
   const Backend backend(x);
+  in.conversions.run(backend);
   const MatrixView grad_rows = block_grad_y(in, grad_y);
   const Block grad_final_conv = block_grad_conv_state(in, grad_conv_state);
   const Block grad_final_ssm = block_grad_ssm_state(in, grad_ssm_state);
@@ -195,23 +197,30 @@ BlockGradients mamba_block_backward(
     grad_x = empty_like_device(x, {in.batch, in.length, in.width}, in.io);
     in.in_proj.grad_input(MatrixView(grad_xz), MatrixView(grad_x, in.tokens, in.width, in.width));
   }
-  const auto one_like = [](const Tensor& grad, const OptionalTensor& of) {
-    return of ? to_dtype(grad, of->scalar_type()) : grad;
+  Conversions conversions(in.op);
+  const auto one_like = [&conversions](const Tensor& grad, const OptionalTensor& of) {
+    return of ? conversions.contiguous(grad, of->scalar_type()) : grad;
   };
+  const Tensor grad_A_log = grad_of_log(grad_A, in.A, A_log, conversions);
+  const Tensors grad_dt_biases = rows_of(grad_dt_bias, dt_bias, conversions);
+  const Tensor grad_conv_weight_like = one_like(grad_conv_weight, conv_weight);
+  const Tensor grad_conv_bias_like = one_like(grad_conv_bias, conv_bias);
+  const Tensor grad_D_like = one_like(grad_D, D);
+  conversions.run(backend);
   return {grad_x,
           like(grad_in_weight, in_weight),
           like(grad_in_bias, in_bias),
-          to_dtype(grad_conv_weight, conv_weight.scalar_type()),
-          one_like(grad_conv_bias, conv_bias),
+          grad_conv_weight_like,
+          grad_conv_bias_like,
           like(grad_x_weight, x_weight),
           like(grad_dt_weight, dt_weight),
-          rows_of(grad_dt_bias, dt_bias),
-          to_dtype(multiply(grad_A, in.A), A_log.scalar_type()),
-          to_dtype(grad_D, D.scalar_type()),
+          like(grad_dt_biases, dt_bias),
+          to_dtype(grad_A_log, A_log.scalar_type()),
+          grad_D_like,
           like(grad_out_weight, out_weight),
           like(grad_out_bias, out_bias),
-          one_like(grad_conv, conv_state),
-          one_like(grad_ssm, ssm_state)};
+          conv_state ? to_dtype(grad_conv, conv_state->scalar_type()) : grad_conv,
+          ssm_state ? to_dtype(grad_ssm, ssm_state->scalar_type()) : grad_ssm};
 }
 
 }  // namespace mixture_of_mamba::ops

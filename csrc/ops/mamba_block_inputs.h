@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/causal_conv1d.h"
+#include "ops/conversions.h"
 #include "ops/products.h"
 #include "ops/selective_scan.h"
 
@@ -41,6 +42,7 @@ struct BlockInputs {
   MatrixView x;  // [tokens, width]
   Boundaries boundaries;
   Projection in_proj, x_proj, dt_proj, out_proj;
+  Conversions conversions;  // to be run before any kernel: they make some of the parameters below
   Tensor conv_weight, A, D;
   OptionalTensor conv_bias, dt_bias, rows, offsets, cu_seqlens, conv_state, ssm_state;
 };
@@ -50,8 +52,9 @@ MatrixView block_grad_y(const BlockInputs& in, const Tensor& grad_y);
 Block block_grad_conv_state(const BlockInputs& in, const OptionalTensor& grad);
 Block block_grad_ssm_state(const BlockInputs& in, const OptionalTensor& grad);
 Tensors like(Tensors grads, const Tensors& inputs);
-Tensors rows_of(const Tensor& matrix, const Tensors& inputs);
-Tensor multiply(const Tensor& left, const Tensor& right);
+Tensors rows_of(const Tensor& matrix, const Tensors& inputs, Conversions& conversions);
+// grad_A * A, the gradient of A_log.
+Tensor grad_of_log(const Tensor& grad_A, const Tensor& A, const Tensor& A_log, Conversions& conversions);
 void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
                 const Tensor& checkpoints);
 

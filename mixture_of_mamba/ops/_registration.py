@@ -13,9 +13,9 @@ __all__ = [
     "NAMESPACE",
     "accumulation_dtype",
     "cast_floating",
-    "forbid_double_backward",
     "forbid_gradients",
     "given",
+    "keep_alive",
     "lower_precision_autocast",
     "num_sequences",
     "vmap_by_loop",
@@ -23,8 +23,13 @@ __all__ = [
 
 NAMESPACE = "mixture_of_mamba"
 
-# Keeps autocast registrations alive for the life of the process.
 _libraries: list[torch.library.Library] = []
+
+
+def keep_alive(library: torch.library.Library) -> torch.library.Library:
+    """Registrations last as long as the object that made them: here, the life of the process."""
+    _libraries.append(library)
+    return library
 
 
 def num_sequences(activation: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -43,21 +48,6 @@ def given(gradient: Tensor, value: Tensor | None) -> Tensor | None:
     return None if value is None else gradient
 
 
-def forbid_double_backward(name: str) -> None:
-    """Make the second derivative an error. Without a registration it would silently be zero."""
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    def backward(ctx: Any, *gradients: Any) -> None:
-        raise RuntimeError(
-            f"{NAMESPACE}::{name} has no derivative: double backward is not supported; "
-            "mixture_of_mamba.reference has differentiable versions in plain torch"
-        )
-
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
-
-
 def forbid_gradients(name: str, *inputs: Tensor | None) -> None:
     """Steps update their state in place and are for inference."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
@@ -69,8 +59,7 @@ def forbid_gradients(name: str, *inputs: Tensor | None) -> None:
 
 def lower_precision_autocast(name: str, cast: Callable[[torch.dtype, tuple[Any, ...]], tuple[Any, ...]]) -> None:
     """Run the operator in the autocast dtype. ``cast`` maps the dtype and the arguments to cast arguments."""
-    library = torch.library.Library(NAMESPACE, "IMPL")
-    _libraries.append(library)
+    library = keep_alive(torch.library.Library(NAMESPACE, "IMPL"))
     overload = getattr(torch.ops.mixture_of_mamba, name).default
 
     def register(device_type: str, key: torch._C.DispatchKey) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mixture_of_mamba.ops._autograd import forbid_double_backward, register_autograd
 from mixture_of_mamba.ops._registration import (
     accumulation_dtype,
     cast_floating,
-    forbid_double_backward,
     forbid_gradients,
     given,
     lower_precision_autocast,
@@ -141,7 +141,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) 
     return grad_x, grad_weight, given(grad_bias, bias), None, None, None, given(grad_initial, initial_state), None
 
 
-torch.library.register_autograd("mixture_of_mamba::causal_conv1d", _backward, setup_context=_setup_context)
+register_autograd("causal_conv1d", _backward, _setup_context)
 forbid_double_backward("causal_conv1d_backward")
 vmap_by_loop("causal_conv1d")
 

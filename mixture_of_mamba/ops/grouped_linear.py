@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mixture_of_mamba.ops._autograd import forbid_double_backward, register_autograd
 from mixture_of_mamba.ops._registration import (
     cast_floating,
-    forbid_double_backward,
     lower_precision_autocast,
     vmap_by_loop,
 )
@@ -100,7 +100,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
-torch.library.register_autograd("mixture_of_mamba::grouped_linear", _backward, setup_context=_setup_context)
+register_autograd("grouped_linear", _backward, _setup_context)
 forbid_double_backward("grouped_linear_backward")
 vmap_by_loop("grouped_linear")
 vmap_by_loop("grouped_linear_backward")  # torch's own fallback does not take lists

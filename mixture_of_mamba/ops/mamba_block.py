@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mixture_of_mamba.ops._autograd import forbid_double_backward, register_autograd
 from mixture_of_mamba.ops._registration import (
     accumulation_dtype,
     cast_floating,
-    forbid_double_backward,
     given,
     lower_precision_autocast,
     num_sequences,
@@ -238,7 +238,7 @@ def _backward(
     )
 
 
-torch.library.register_autograd("mixture_of_mamba::mamba_block", _backward, setup_context=_setup_context)
+register_autograd("mamba_block", _backward, _setup_context)
 forbid_double_backward("mamba_block_backward")
 vmap_by_loop("mamba_block")
 vmap_by_loop("mamba_block_backward")  # torch's own fallback does not take lists

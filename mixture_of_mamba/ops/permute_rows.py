@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixture_of_mamba.ops._autograd import register_autograd
+
 __all__ = ["permute_rows"]
 
 
@@ -42,7 +44,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return permute_rows(grad, inverse, index), None, None
 
 
-torch.library.register_autograd("mixture_of_mamba::permute_rows", _backward, setup_context=_setup_context)
+register_autograd("permute_rows", _backward, _setup_context)
 
 
 @torch.library.register_vmap("mixture_of_mamba::permute_rows")

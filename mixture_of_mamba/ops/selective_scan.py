@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from mixture_of_mamba.ops._autograd import forbid_double_backward, register_autograd
 from mixture_of_mamba.ops._registration import (
     accumulation_dtype,
-    forbid_double_backward,
     forbid_gradients,
     given,
     num_sequences,
@@ -230,7 +230,7 @@ def _backward(
     )
 
 
-torch.library.register_autograd("mixture_of_mamba::selective_scan", _backward, setup_context=_setup_context)
+register_autograd("selective_scan", _backward, _setup_context)
 forbid_double_backward("selective_scan_backward")
 vmap_by_loop("selective_scan")
 

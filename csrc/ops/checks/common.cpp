@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/common.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -131,15 +134,43 @@ Tensor to_dtype(const Tensor& tensor, Dtype dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
+Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+namespace {
+
+// A shim where the host's time counts. That of the CPU leaves out what torch fills memory with for debugging.
+Tensor empty(const Tensor& reference, const std::vector<int64_t>& sizes, Dtype dtype) {
+  if (reference.is_cpu()) return torch::stable::new_empty(reference, sizes, dtype);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(reference.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), static_cast<int32_t>(dtype), device_type,
+                                                  reference.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
 Tensor empty_like_device(const Tensor& reference, std::initializer_list<int64_t> sizes, Dtype dtype) {
-  return torch::stable::new_empty(reference, std::vector<int64_t>(sizes), dtype);
+  return empty(reference, sizes, dtype);
+}
+
+Tensor empty_of_shape(const Tensor& tensor, Dtype dtype) {
+  std::vector<int64_t> sizes(tensor.dim());
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes[d] = tensor.size(d);
+  return empty(tensor, sizes, dtype);
 }
 
 RowView::RowView(const Tensor& tensor, Dtype dtype) : tensor_(to_dtype(tensor, dtype)) {
   const int64_t batch = tensor.size(0), length = tensor.size(1), channels = tensor.size(2);
   const bool dense_channels = channels <= 1 || tensor_->stride(2) == 1;
   const bool one_stride = batch <= 1 || length <= 1 || tensor_->stride(0) == length * tensor_->stride(1);
-  if (!dense_channels || !one_stride) tensor_ = torch::stable::contiguous(*tensor_);
+  if (!dense_channels || !one_stride) tensor_ = packed(*tensor_);
   stride_ = length > 1 ? tensor_->stride(1) : batch > 1 ? tensor_->stride(0) : channels;
 }
 
@@ -147,8 +178,7 @@ ConstRows RowView::rows() const {
   return tensor_ ? ConstRows{tensor_->const_data_ptr(), stride_} : ConstRows{};
 }
 
-Block::Block(const Tensor& tensor, Dtype dtype)
-    : tensor_(torch::stable::contiguous(to_dtype(tensor, dtype))) {}
+Block::Block(const Tensor& tensor, Dtype dtype) : tensor_(packed(to_dtype(tensor, dtype))) {}
 
 namespace {
 
@@ -158,7 +188,7 @@ Tensor index_tensor(const char* op, const char* name, const Tensor& tensor, cons
           name_of(dtype));
   require(tensor.dim() == 1, op, name, " must have one dimension, got shape ", shape_of(tensor));
   require_device(op, name, tensor, "the activations", activation);
-  return torch::stable::contiguous(to_dtype(tensor, Dtype::Int));
+  return packed(to_dtype(tensor, Dtype::Int));
 }
 
 void require_boundaries(const char* op, const char* name, const Tensor& tensor, int64_t end, bool exact_end) {

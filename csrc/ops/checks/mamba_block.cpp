@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/mamba_block_inputs.h"
 
-#include <array>
-
 namespace mixture_of_mamba::ops {
 
 namespace {
@@ -64,52 +62,46 @@ Tensors matrices(const char* op, const char* name, const Tensors& weight, int64_
     require_parameter(op, full.c_str(), weight[m], {out_features, in_features}, rule, x);
     const Tensor same = to_dtype(weight[m], x.scalar_type());
     const bool regular = same.stride(1) == 1 && same.stride(0) >= in_features;
-    checked.push_back(regular ? same : torch::stable::contiguous(same));
+    checked.push_back(regular ? same : packed(same));
   }
   return checked;
 }
 
-Tensors vectors(const char* op, const char* name, const Tensors& bias, int64_t size, const char* rule,
-                const char* weight_name, size_t weights, const Tensor& x, Dtype dtype) {
+const Tensors& vectors(const char* op, const char* name, const Tensors& bias, int64_t size, const char* rule,
+                       const char* weight_name, size_t weights, const Tensor& x) {
   require(bias.empty() || bias.size() == weights, op, name, " must be empty or hold as many tensors as ",
           weight_name, " (", weights, "), got ", bias.size());
-  Tensors checked;
   for (size_t m = 0; m < bias.size(); ++m) {
-    const std::string full = element(name, m);
-    require_parameter(op, full.c_str(), bias[m], {size}, rule, x);
-    checked.push_back(torch::stable::contiguous(to_dtype(bias[m], dtype)));
+    require_parameter(op, element(name, m).c_str(), bias[m], {size}, rule, x);
   }
-  return checked;
+  return bias;
 }
 
-template <size_t kArguments>
-Tensor dispatch(const char* name, const char* overload, std::array<StableIValue, kArguments> arguments) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, arguments.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(arguments[0]);
+Tensors in_dtype(Tensors tensors, Dtype dtype) {
+  for (Tensor& tensor : tensors) tensor = packed(to_dtype(tensor, dtype));
+  return tensors;
 }
 
 // -exp(A_log)
-Tensor decay_rates(const char* op, const Tensor& A_log, int64_t inner, const Tensor& x, Dtype acc) {
-  using torch::stable::detail::from;
+Tensor decay_rates(const char* op, const Tensor& A_log, int64_t inner, const Tensor& x, Dtype acc,
+                   Conversions& conversions) {
   require_parameter(op, "A_log", A_log, {inner, A_log.size(1)}, "[d_inner, d_state]", x);
-  const Tensor exponential = dispatch<1>("aten::exp", "", {from(to_dtype(A_log, acc))});
-  return dispatch<1>("aten::neg", "", {from(exponential)});
-}
-
-// The dtype of all tensors, or `otherwise` when they differ: one conversion of the stack instead of one each.
-Dtype common_dtype(const Tensors& tensors, Dtype otherwise) {
-  for (const Tensor& tensor : tensors) {
-    if (tensor.scalar_type() != tensors[0].scalar_type()) return otherwise;
-  }
-  return tensors.empty() ? otherwise : tensors[0].scalar_type();
+  const Tensor rates = empty_of_shape(A_log, acc);
+  conversions.add(Conversion::Rule::kMinusExp, Conversions::all_of(A_log), Conversions::all_of(rates));
+  return rates;
 }
 
 // [modalities, d_inner], or [d_inner] when shared.
-OptionalTensor stacked(const Tensors& biases) {
-  using torch::stable::detail::from;
+OptionalTensor stacked(const Tensors& biases, int64_t inner, const Tensor& x, Dtype acc,
+                       Conversions& conversions) {
   if (biases.empty()) return {};
-  if (biases.size() == 1) return biases[0];
-  return dispatch<2>("aten::stack", "", {from(biases), from(int64_t{0})});
+  if (biases.size() == 1) return conversions.contiguous(biases[0], acc);
+  const int64_t rows = static_cast<int64_t>(biases.size());
+  const Tensor matrix = empty_like_device(x, {rows, inner}, acc);
+  for (int64_t m = 0; m < rows; ++m) {
+    conversions.add(Conversion::Rule::kCopy, Conversions::all_of(biases[m]), {matrix, m * inner, inner});
+  }
+  return matrix;
 }
 
 }  // namespace
@@ -139,7 +131,9 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       in_proj{
           products,
           matrices(op, "in_weight", in_weight, 2 * inner, width, "[2 * d_inner, d_model]", boundaries, x_),
-          vectors(op, "in_bias", in_bias, 2 * inner, "[2 * d_inner]", "in_weight", in_weight.size(), x_, io),
+          in_dtype(
+              vectors(op, "in_bias", in_bias, 2 * inner, "[2 * d_inner]", "in_weight", in_weight.size(), x_),
+              io),
           boundaries},
       x_proj{products,
              matrices(op, "x_weight", x_weight, rank + 2 * states, inner, "[dt_rank + 2 * d_state, d_inner]",
@@ -153,15 +147,17 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       out_proj{products,
                matrices(op, "out_weight", out_weight, rows_of_first(out_weight), inner, "[d_model, d_inner]",
                         boundaries, x_),
-               vectors(op, "out_bias", out_bias, rows_of_first(out_weight), "[d_model]", "out_weight",
-                       out_weight.size(), x_, io),
+               in_dtype(vectors(op, "out_bias", out_bias, rows_of_first(out_weight), "[d_model]",
+                                "out_weight", out_weight.size(), x_),
+                        io),
                boundaries},
+      conversions(op),
       conv_weight(conv_weight_),
-      A(decay_rates(op, A_log, inner, x_, acc)),
+      A(decay_rates(op, A_log, inner, x_, acc, conversions)),
       D(D_),
       conv_bias(conv_bias_),
-      dt_bias(stacked(vectors(op, "dt_bias", dt_bias_, inner, "[d_inner]", "dt_weight", dt_weight.size(), x_,
-                              common_dtype(dt_bias_, acc)))),
+      dt_bias(stacked(vectors(op, "dt_bias", dt_bias_, inner, "[d_inner]", "dt_weight", dt_weight.size(), x_),
+                      inner, x_, acc, conversions)),
       rows(rows_),
       offsets(offsets_),
       cu_seqlens(cu_seqlens_),
@@ -171,14 +167,9 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
   if (conv_bias) require_parameter(op, "conv_bias", *conv_bias, {inner}, "[d_inner]", x_);
   require_parameter(op, "D", D, {inner}, "[d_inner]", x_);
   if (ssm_state) require_device(op, "ssm_state", *ssm_state, "x", x_);
-  // Converted once; convolution and scan, forward and again in backward, would do it each time.
-  const auto wide = [this](const Tensor& parameter) {
-    return torch::stable::contiguous(to_dtype(parameter, acc));
-  };
-  conv_weight = wide(conv_weight);
-  D = wide(D);
-  if (conv_bias) conv_bias = wide(*conv_bias);
-  if (dt_bias) dt_bias = wide(*dt_bias);
+  conv_weight = conversions.contiguous(conv_weight, acc);
+  D = conversions.contiguous(D, acc);
+  if (conv_bias) conv_bias = conversions.contiguous(*conv_bias, acc);
 }
 
 ConvInputs BlockInputs::conv(const Tensor& xz) const {

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <array>
-
 #include "ops/mamba_block_inputs.h"
 
 namespace mixture_of_mamba::ops {
@@ -65,23 +63,24 @@ Tensors like(Tensors grads, const Tensors& inputs) {
   return grads;
 }
 
-Tensors rows_of(const Tensor& matrix, const Tensors& inputs) {
+Tensors rows_of(const Tensor& matrix, const Tensors& inputs, Conversions& conversions) {
   Tensors parts;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const Tensor row = torch::stable::select(matrix, 0, static_cast<int64_t>(i));
-    parts.push_back(inputs[i].scalar_type() == matrix.scalar_type()
-                        ? torch::stable::clone(row)
-                        : torch::stable::to(row, inputs[i].scalar_type()));
+    const int64_t columns = matrix.size(1), first = static_cast<int64_t>(i) * columns;
+    const Dtype dtype = inputs[i].scalar_type();
+    const bool wide = dtype == Dtype::Double;  // not for the kernel on a GPU
+    const Tensor part = empty_like_device(matrix, {columns}, wide ? matrix.scalar_type() : dtype);
+    conversions.add(Conversion::Rule::kCopy, {matrix, first, columns}, Conversions::all_of(part));
+    parts.push_back(part);
   }
   return parts;
 }
 
-Tensor multiply(const Tensor& left, const Tensor& right) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 2> stack{from(left), from(right)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
+Tensor grad_of_log(const Tensor& grad_A, const Tensor& A, const Tensor& A_log, Conversions& conversions) {
+  const bool wide = A_log.scalar_type() == Dtype::Double;
+  const Tensor grad = empty_of_shape(A, wide ? A.scalar_type() : A_log.scalar_type());
+  conversions.add(Conversion::Rule::kMultiply, Conversions::all_of(grad_A), Conversions::all_of(grad), A);
+  return grad;
 }
 
 }  // namespace mixture_of_mamba::ops

@@ -36,8 +36,7 @@ Tensor as_matrix(const Tensor& tensor) {
   // GEMM libraries want a row stride of at least the row length.
   const int64_t row_dim = tensor.dim() - 2;
   regular = regular && (rows <= 1 || (row_dim >= 0 && tensor.stride(row_dim) >= columns));
-  return torch::stable::view(regular ? tensor : torch::stable::contiguous(tensor),
-                             std::vector<int64_t>{rows, columns});
+  return torch::stable::view(regular ? tensor : packed(tensor), std::vector<int64_t>{rows, columns});
 }
 
 Rows MatrixView::writable() const {
@@ -52,7 +51,7 @@ Boundaries host_boundaries(const char* op, const char* name, const Tensor& tenso
   const Dtype dtype = tensor.scalar_type();
   require(dtype == Dtype::Int || dtype == Dtype::Long, op, name, " must be int32 or int64, got ",
           name_of(dtype));
-  const Tensor wide = torch::stable::contiguous(to_dtype(tensor, Dtype::Long));
+  const Tensor wide = packed(to_dtype(tensor, Dtype::Long));
   const int64_t* data = wide.const_data_ptr<int64_t>();
   Boundaries values(data, data + entries);
   require(values.front() == 0 && values.back() <= end, op, name, " must begin with 0 and end at most at ",

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include "kernels/causal_conv1d.h"
+#include "kernels/conversions.h"
 #include "kernels/grouped_linear.h"
 #include "kernels/modality_routing.h"
 #include "kernels/permute_rows.h"
@@ -53,6 +54,7 @@ class CudaBackend {
                    [&](void* w) { return launch_modality_routing_cuda(p, w, stream_); });
   }
   void run(const PermuteRowsParams& p) const { check(launch_permute_rows_cuda(p, stream_)); }
+  void run(const ConversionsParams& p) const { check(launch_conversions_cuda(p, stream_)); }
   void run(const SelectRowsParams& p) const { check(launch_select_rows_cuda(p, stream_)); }
   void run(const FinishRowsParams& p) const { check(launch_finish_rows_cuda(p, stream_)); }
   void run(const SumRowsParams& p) const {

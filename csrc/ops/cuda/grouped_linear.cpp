@@ -48,7 +48,7 @@ Tensor grouped_mm(const Tensor& left, const Tensor& right, const Tensor& group_e
 
 Tensor group_ends(const GroupedInputs& in) {
   Tensor offsets = in.offsets;
-  return torch::stable::contiguous(torch::stable::narrow(offsets, 0, 1, in.modalities));
+  return packed(torch::stable::narrow(offsets, 0, 1, in.modalities));
 }
 
 const int32_t* offsets_data(const GroupedInputs& in) { return in.offsets.const_data_ptr<int32_t>(); }
