@@ -83,7 +83,7 @@ std::vector<ScanProblem> ScanProblem::table(ScalarType type) {
   table.lengths("batch 0", {}, false);
   table.lengths("empty documents", {0, 0, 0}, true);
   table.vary("no channels", [](ScanProblem& p) { p.channels = 0; });
-  for (int states : {0, 1, 3, 15, 17, 64}) {
+  for (int states : {0, 1, 3, 4, 8, 12, 15, 17, 64}) {
     table.vary("other states", [&](ScanProblem& p) { p.states = states, pad(p); });
   }
   table.vary("many states", [](ScanProblem& p) { p.states = 300, p.channels = 9, pad(p); });
@@ -108,6 +108,11 @@ std::vector<ScanProblem> ScanProblem::large_table(ScalarType type) {
   table.vary("chunks of many states", [](ScanProblem& p) {
     p.tokens.lengths = {301, 301}, p.states = 37, p.channels = 66;
   });
+  for (int modalities : {1, 2}) {
+    table.vary("chunks of few states", [&](ScanProblem& p) {
+      p.tokens.lengths = {301, 301}, p.states = 8, p.tokens.modalities = p.bias_modalities = modalities;
+    });
+  }
   table.vary("many channels", [](ScanProblem& p) { p.tokens.lengths = {40, 40, 40}, p.channels = 384; });
   table.vary("many sequences",
              [](ScanProblem& p) { p.tokens.lengths = std::vector<int>(300, 9), p.channels = 64; });

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Selective scan, backward, fast path: bf16 or fp16, 16 states, gate and softplus present, channels a
-// multiple of 128, rows aligned to 4 elements, at most 4 rows of dt_bias. The equations are those of
-// selective_scan_bwd_general.cu; delta, g and all sums are fp32, states between the two sweeps bf16.
+// Selective scan, backward, fast path: bf16 or fp16, 16 states (or 4, 8, 12), gate and softplus present,
+// channels a multiple of 128, rows aligned to 4 elements, at most 4 rows of dt_bias. The equations are those
+// of selective_scan_bwd_general.cu; delta, g and all sums are fp32, states between the two sweeps bf16.
 //
 // A checkpoint gives h before every tile of 16 tokens, so tiles are walked last to first, in phases:
 //
@@ -115,6 +115,7 @@ Plan make_plan(const SelectiveScanBackwardParams& p, void* base) {
   args.grad_final_state = static_cast<const float*>(p.grad_final_state);
   args.grad_initial_state = static_cast<float*>(p.grad_initial_state);
   args.channels = static_cast<int32_t>(p.channels);
+  args.states = static_cast<int32_t>(p.states);
   args.walkers = static_cast<int32_t>(walkers);
   args.biases = p.dt_bias != nullptr ? p.bias_modalities : 0;
 
@@ -156,12 +157,12 @@ bool fast_backward_supports(const SelectiveScanBackwardParams& p) {
   using namespace fast_backward;
   const int64_t tokens = p.order.tokens;
   const auto fits = [&](const auto& rows) { return is_quads(rows.data, rows.stride, tokens); };
-  return (p.type == ScalarType::kBFloat16 || p.type == ScalarType::kFloat16) && p.states == kStates &&
-         p.channels > 0 && p.channels % kChannels == 0 && p.channels < int64_t{1} << 24 && tokens > 0 &&
-         p.softplus && (p.dt_bias == nullptr || p.bias_modalities <= kMostBiases) && fits(p.u) &&
-         fits(p.dt) && fits(p.z) && fits(p.B) && fits(p.C) && fits(p.grad_out) && fits(p.grad_u) &&
-         fits(p.grad_dt) && fits(p.grad_z) && is_aligned_to(p.checkpoints, sizeof(float4)) &&
-         shared_memory_of_block() >= kSharedOfOne;
+  return (p.type == ScalarType::kBFloat16 || p.type == ScalarType::kFloat16) && p.states > 0 &&
+         p.states <= kStates && p.states % kLaneStates == 0 && p.channels > 0 &&
+         p.channels % kChannels == 0 && p.channels < int64_t{1} << 24 && tokens > 0 && p.softplus &&
+         (p.dt_bias == nullptr || p.bias_modalities <= kMostBiases) && fits(p.u) && fits(p.dt) && fits(p.z) &&
+         fits(p.B) && fits(p.C) && fits(p.grad_out) && fits(p.grad_u) && fits(p.grad_dt) && fits(p.grad_z) &&
+         is_aligned_to(p.checkpoints, sizeof(float4)) && shared_memory_of_block() >= kSharedOfOne;
 }
 
 size_t fast_backward_workspace(const SelectiveScanBackwardParams& p) {

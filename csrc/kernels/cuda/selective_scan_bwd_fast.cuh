@@ -20,7 +20,7 @@ namespace mixture_of_mamba::fast_backward {
 constexpr int kTokens = kCheckpointInterval;  // of a tile
 constexpr int kGroup = 4;                     // tokens that a loop body handles
 constexpr int kGroups = kTokens / kGroup;
-constexpr int kStates = 16;
+constexpr int kStates = 16;     // fewer, a multiple of 4, leave lanes idle
 constexpr int kChannels = 128;  // of a block
 constexpr int kThreads = 128;   // of a team, the threads that work on one tile
 constexpr int kWarp = 32;
@@ -55,7 +55,7 @@ struct Args {
   float* grad_D = nullptr;                  // [walkers * teams * groups, channels]
   float* grad_dt_bias = nullptr;            // [walkers * teams * groups, biases, channels]
   float* grad_BC = nullptr;                 // [channel blocks, tokens, 2 * states]
-  int32_t channels = 0, walkers = 0, biases = 0;
+  int32_t channels = 0, states = kStates, walkers = 0, biases = 0;
   // Times an argument, an offset becomes an address in one multiply-add; times a literal, in two.
   uint32_t quad_bytes = kQuadBytes;
 };

@@ -44,7 +44,7 @@ __device__ __forceinline__ Step softplus_step(float x) {
   return {greater(y, x), e * reciprocal};
 }
 
-template <typename T, int kBiases, typename BlockShared>
+template <typename T, int kBiases, bool kAll, typename BlockShared>
 struct ElementWise {
   static constexpr int kPairs = kQuad / 2;
   const Args& args;
@@ -126,8 +126,12 @@ struct ElementWise {
       get(args.z, raw_z, i);
     }
     const int row = reinterpret_cast<const int32_t*>(shared.row[buffer])[matrix_token];
-    raw_BC = load_quad(args, thread & 4 ? args.C : args.B, row, thread & 3);
+    raw_BC = load_quad(args, thread & 4 ? args.C : args.B, row, has_states(thread & 3) ? thread & 3 : 0);
+    if (!has_states(thread & 3)) raw_BC = make_uint2(0, 0);
   }
+
+  // Whether the states of this quarter exist.
+  __device__ bool has_states(int quarter) const { return kAll || quarter * kLaneStates < args.states; }
 
   // Padding, and places beyond the sequence's end: delta, its slope, u, grad_out, B and C become 0
   // whatever is in memory, so that h and g pass unchanged and every gradient is 0.
@@ -270,10 +274,11 @@ struct ElementWise {
     mine.y += __shfl_xor_sync(~0u, others.y, 1);
     mine.z += __shfl_xor_sync(~0u, others.z, 1);
     mine.w += __shfl_xor_sync(~0u, others.w, 1);
-    if (shared.inactive[buffer] >> token & 1) return;
+    if (shared.inactive[buffer] >> token & 1 || !has_states(four)) return;
     const int row = reinterpret_cast<const int32_t*>(shared.row[buffer])[token];
     const int64_t at = blockIdx.x * args.units.order.tokens + row;
-    *reinterpret_cast<float4*>(args.grad_BC + at * (2 * kStates) + half * kStates + four * 4) = mine;
+    const int states = kAll ? kStates : args.states;
+    *reinterpret_cast<float4*>(args.grad_BC + at * (2 * states) + half * states + four * 4) = mine;
   }
 
   __device__ void finish(int64_t walk) {

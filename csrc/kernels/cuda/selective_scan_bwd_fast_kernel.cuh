@@ -37,13 +37,15 @@ struct Handover {
 
   __device__ int barrier(int of_team) const { return 3 + of_team; }
 
-  __device__ __forceinline__ void take(Sweep& sweep) const {
+  template <bool kAll>
+  __device__ __forceinline__ void take(Sweep<kAll>& sweep) const {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier(team)), "n"(2 * kThreads) : "memory");
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) unpack(block.carry[c][thread], sweep.carry[c]);
   }
 
-  __device__ __forceinline__ void give(const Sweep& sweep) const {
+  template <bool kAll>
+  __device__ __forceinline__ void give(const Sweep<kAll>& sweep) const {
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) block.carry[c][thread] = pack(sweep.carry[c]);
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier(team ^ 1)), "n"(2 * kThreads) : "memory");
@@ -62,12 +64,12 @@ __device__ void fill_parameters(const Args& args, Shared<kTeams, kBiases>& block
     }
   }
   if (i < kBiases) {
-    const int last = i < kBiases - 1 ? i + 1 : order.modalities;
+    const int last = i < kBiases - 1 ? min(i + 1, order.modalities) : order.modalities;
     block.first_row[i] = order.offsets != nullptr ? order.offsets[last] : INT32_MAX;
   }
 }
 
-template <typename T, int kTeams, int kBiases>
+template <typename T, int kTeams, int kBiases, bool kAll>
 __global__ void __launch_bounds__(kTeams* kThreads, kTeams == 1 ? 2 : 1)
     backward_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -76,8 +78,8 @@ __global__ void __launch_bounds__(kTeams* kThreads, kTeams == 1 ? 2 : 1)
   const int team = kTeams == 1 ? 0 : threadIdx.x / kThreads;
   TeamShared& shared = block.team[team];
   fill_parameters(args, block);
-  Sweep sweep(args, shared);
-  ElementWise<T, kBiases, BlockShared> elements(args, block, shared);
+  Sweep<kAll> sweep(args, shared);
+  ElementWise<T, kBiases, kAll, BlockShared> elements(args, block, shared);
   const Handover<BlockShared> handover{block, team, sweep.thread};
 
   ScanUnit unit;
@@ -123,9 +125,9 @@ __global__ void __launch_bounds__(kTeams* kThreads, kTeams == 1 ? 2 : 1)
   elements.finish(walk);
 }
 
-template <typename T, int kTeams, int kBiases>
+template <typename T, int kTeams, int kBiases, bool kAll = true>
 int launch(const Args& args, CUstream_st* stream) {
-  const auto kernel = backward_kernel<T, kTeams, kBiases>;
+  const auto kernel = backward_kernel<T, kTeams, kBiases, kAll>;
   constexpr int kBytes = sizeof(Shared<kTeams, kBiases>);
   static_assert(kTeams == 1 ? 2 * kBytes <= kSharedOfTwo : kBytes <= kSharedOfOne,
                 "a multiprocessor holds two teams");
@@ -138,6 +140,10 @@ int launch(const Args& args, CUstream_st* stream) {
 
 template <typename T, int kTeams>
 int launch_teams(const Args& args, CUstream_st* stream) {
+  if (args.states < kStates) {
+    return args.biases > 1 ? launch<T, kTeams, kMostBiases, false>(args, stream)
+                           : launch<T, kTeams, 1, false>(args, stream);
+  }
   switch (args.biases) {
     case 4:
       return launch<T, kTeams, 4>(args, stream);

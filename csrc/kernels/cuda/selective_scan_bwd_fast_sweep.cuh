@@ -8,6 +8,8 @@
 
 namespace mixture_of_mamba::fast_backward {
 
+// kAll: there are 16 states. Otherwise some quarters have none: theirs are 0 and stay 0.
+template <bool kAll>
 struct Sweep {
   const Args& args;
   TeamShared& shared;
@@ -36,7 +38,7 @@ struct Sweep {
       plane[c] = &shared.planes[kDelta][0][swizzle(lane_channel[c])];
 #pragma unroll
       for (int s = 0; s < kLaneStates; ++s) {
-        rate[c][s] = args.A[state_offset(c) + s] * kLog2E;
+        rate[c][s] = has_states() ? args.A[state_offset(c) + s] * kLog2E : 0.0f;
         grad_A[c][s] = 0.0f;
       }
     }
@@ -47,9 +49,11 @@ struct Sweep {
 
   // Of a lane's first state in a [channels, states] matrix.
   __device__ int state_offset(int c) const {
-    return (static_cast<int>(blockIdx.x) * kChannels + lane_channel[c]) * kStates + quarter * kLaneStates;
+    return (static_cast<int>(blockIdx.x) * kChannels + lane_channel[c]) * states() + quarter * kLaneStates;
   }
-  __device__ int64_t matrix_size() const { return static_cast<int64_t>(args.channels) * kStates; }
+  __device__ int states() const { return kAll ? kStates : args.states; }
+  __device__ bool has_states() const { return kAll || quarter * kLaneStates < args.states; }
+  __device__ int64_t matrix_size() const { return static_cast<int64_t>(args.channels) * states(); }
 
   __device__ void begin_unit(const ScanUnit& unit, int index) {
     const bool last = unit.chunk == unit.chunks - 1;
@@ -59,13 +63,14 @@ struct Sweep {
     for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
       for (int s = 0; s < kLaneStates; ++s) {
-        carry[c][s] = from == nullptr ? 0.0f : from[offset + state_offset(c) + s];
+        carry[c][s] = from == nullptr || !has_states() ? 0.0f : from[offset + state_offset(c) + s];
       }
     }
   }
 
   // One by one: the matrix may be a view of any alignment.
   __device__ void store(float* to, const float (&values)[kLaneChannels][kLaneStates]) const {
+    if (!has_states()) return;
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) {
 #pragma unroll
@@ -77,7 +82,8 @@ struct Sweep {
     const float* from = args.checkpoints + slot * matrix_size();
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) {
-      unpack(__ldg(reinterpret_cast<const float4*>(from + state_offset(c))), h[c]);
+      const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      unpack(has_states() ? __ldg(reinterpret_cast<const float4*>(from + state_offset(c))) : none, h[c]);
     }
   }
 

@@ -24,6 +24,7 @@ namespace {
 constexpr int kThreadStates = kStates * kChannels / kThreads;
 constexpr int kStagedC = kTokens * kStates / kThreads;
 constexpr int64_t kMostGridRows = 65535;
+constexpr int kCombinedAtOnce = 8;  // chunks whose loads are in flight together
 
 struct Shared {
   TileValues delta, grad_y;
@@ -152,12 +153,22 @@ __global__ void combine_kernel(const __grid_constant__ Args args) {
   for (int index = blockIdx.y; get_unit(args.units, index, &unit); index += gridDim.y) {
     if (unit.chunk != unit.chunks - 1) continue;
     float entering = grad_final_state == nullptr ? 0.0f : grad_final_state[unit.sequence * size + i];
-    for (int64_t chunk = index; chunk > index - unit.chunk; --chunk) {
-      const float local = args.unit_carry[chunk * size + i];
-      const float decay = exp2_fast(rate * args.delta_sum[chunk * p.channels + i / p.states]);
-      args.unit_carry[chunk * size + i] = entering;
-      // A zero stays zero even where growing states make the decay of a whole chunk infinite.
-      entering = entering == 0.0f ? local : fmaf(decay, entering, local);
+    const int64_t first = index - unit.chunk;
+    for (int64_t chunk = index; chunk > first; chunk -= kCombinedAtOnce) {
+      float local[kCombinedAtOnce], delta[kCombinedAtOnce];
+#pragma unroll
+      for (int k = 0; k < kCombinedAtOnce; ++k) {
+        const bool exists = chunk - k > first;
+        local[k] = exists ? args.unit_carry[(chunk - k) * size + i] : 0.0f;
+        delta[k] = exists ? args.delta_sum[(chunk - k) * p.channels + i / p.states] : 0.0f;
+      }
+#pragma unroll
+      for (int k = 0; k < kCombinedAtOnce; ++k) {
+        if (chunk - k <= first) break;
+        args.unit_carry[(chunk - k) * size + i] = entering;
+        // A zero stays zero even where growing states make the decay of a whole chunk infinite.
+        entering = entering == 0.0f ? local[k] : fmaf(exp2_fast(rate * delta[k]), entering, local[k]);
+      }
     }
     args.unit_carry[(index - unit.chunk) * size + i] = entering;
   }

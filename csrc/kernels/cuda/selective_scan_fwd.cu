@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/device_info.h"
 
 // Host side of the forward scan: which variant, how long a chunk, in how many launches; and the small
@@ -12,11 +13,12 @@ namespace mixture_of_mamba {
 namespace scan_forward {
 namespace {
 
-constexpr int kMaxGroup = 32;            // lanes a channel: 128 states in one launch
-constexpr int kWideChannels = 64;        // of a block
-constexpr int64_t kShortestChunk = 256;  // tokens; below, the second walk costs more than it spreads
-constexpr int64_t kPackedChunk = 2048;   // tokens of a packed document that one block walks
+constexpr int kMaxGroup = 32;           // lanes a channel: 128 states in one launch
+constexpr int kWideChannels = 64;       // of a block
+constexpr int64_t kShortestChunk = 64;  // tokens; below, two more launches cost more than they spread
+constexpr int64_t kPackedChunk = 2048;  // tokens of a packed document that one block walks
 constexpr int kCombineThreads = 128;
+constexpr int kCombinedAtOnce = 8;  // units whose loads are in flight together
 constexpr size_t kAlignment = 256;
 
 // State before each unit from the end states of the units before it, in place:
@@ -36,19 +38,28 @@ __global__ void __launch_bounds__(kCombineThreads)
     const float A = static_cast<const float*>(p.A)[element];
     float h = p.initial_state != nullptr ? static_cast<const float*>(p.initial_state)[i] : 0.0f;
     const int32_t last = min(first + unit.chunks, args.units.max_units) - 1;
-    for (int32_t index = first; index < last; ++index) {
-      float& slot = unit_state[index * size + element];
-      const float end = slot;
-      slot = h;
-      // A growing decay may be infinite, and infinity times an empty state is not a number.
-      h = h == 0.0f ? end : fmaf(ex2(A * unit_delta[index * p.channels + channel]), h, end);
+    for (int32_t index = first; index < last; index += kCombinedAtOnce) {
+      float end[kCombinedAtOnce], delta[kCombinedAtOnce];
+#pragma unroll
+      for (int k = 0; k < kCombinedAtOnce; ++k) {
+        const bool exists = index + k < last;
+        end[k] = exists ? unit_state[(index + k) * size + element] : 0.0f;
+        delta[k] = exists ? unit_delta[(index + k) * p.channels + channel] : 0.0f;
+      }
+#pragma unroll
+      for (int k = 0; k < kCombinedAtOnce; ++k) {
+        if (index + k >= last) break;
+        unit_state[(index + k) * size + element] = h;
+        // A growing decay may be infinite, and infinity times an empty state is not a number.
+        h = h == 0.0f ? end[k] : fmaf(ex2(A * delta[k]), h, end[k]);
+      }
     }
     unit_state[last * size + element] = h;
   }
 }
 
 int group_of(int64_t states) {
-  int group = 4;
+  int group = 2;
   while (group < kMaxGroup && group * kStatesPerLane < states) group *= 2;
   return group;
 }
@@ -84,6 +95,9 @@ Access access_of(const SelectiveScanForwardParams& p, int group) {
   return plain ? Access::kPlain : Access::kAligned;
 }
 
+// Of a block: with more states, more lanes share a channel.
+int64_t block_channels(int group) { return group <= 4 ? kWideChannels : group == 8 ? 32 : 16; }
+
 struct Plan {
   Tile tile = Tile::kNarrow;
   int group = 4;
@@ -95,12 +109,11 @@ struct Plan {
 };
 
 // Tokens of a chunk; at least the longest sequence when nothing is to be cut. Looks at sizes alone.
-int64_t chunk_length(const SelectiveScanForwardParams& p) {
+int64_t chunk_length(const SelectiveScanForwardParams& p, int group) {
   const TokenOrder& order = p.order;
   const int64_t longest = order.cu_seqlens == nullptr ? order.length : order.tokens;
   const int64_t processors = std::max(multiprocessors_cuda(), 1);
-  const int64_t blocks =
-      std::max<int64_t>(1, (p.channels + kWideChannels - 1) / kWideChannels * order.sequences);
+  const int64_t blocks = std::max<int64_t>(1, ceil_div(p.channels, block_channels(group)) * order.sequences);
   if (order.cu_seqlens != nullptr && blocks >= processors) return kPackedChunk;
   // Two blocks an SM are wanted; with three quarters of an SM's worth one pass of narrow blocks does as well.
   if (blocks * 4 >= processors * 3) return longest;
@@ -115,7 +128,7 @@ Plan plan(const SelectiveScanForwardParams& p) {
   plan.launches =
       static_cast<int>(std::max<int64_t>(1, (p.states + states_of_launch - 1) / states_of_launch));
   plan.access = access_of(p, plan.group);
-  plan.units = plan_scan_units(p.order, p.reverse, chunk_length(p));
+  plan.units = plan_scan_units(p.order, p.reverse, chunk_length(p, plan.group));
   plan.chunked = plan.units.max_units > p.order.sequences;
   const int64_t blocks = (p.channels + kWideChannels - 1) / kWideChannels * plan.units.max_units;
   const int64_t processors = std::max(multiprocessors_cuda(), 1);

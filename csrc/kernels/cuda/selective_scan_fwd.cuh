@@ -94,7 +94,7 @@ struct Config {
 
   // Row strides in floats. The pads move the rows that lanes touch together to different banks.
   static constexpr int kInputStride = 2 * kChannels + (kChannels == 32 ? 8 : 0);
-  static constexpr int kPartStride = kChannels + (kChannelsPerLane >= 2 ? 16 : 8);
+  static constexpr int kPartStride = kChannels + (kChannelsPerLane >= 2 || kGroup == 2 ? 16 : 8);
   static constexpr int kOutputStride = kGroup * kPartStride;
   static constexpr int kMatrixStride = 2 * kStates + 4;
   static constexpr int kInputs = kTile * kInputStride;

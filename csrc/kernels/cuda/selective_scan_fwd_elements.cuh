@@ -173,10 +173,14 @@ struct ElementWise {
     float values[K::kGroup];
     to_floats(matrix, values);
     float* matrices = shared.matrices + buffer * K::kMatrices + token * K::kMatrixStride + eighth * K::kGroup;
+    if constexpr (K::kGroup == 2) {
+      *reinterpret_cast<float2*>(matrices) = make_float2(values[0] * scale, values[1] * scale);
+    } else {
 #pragma unroll
-    for (int i = 0; i < K::kGroup; i += 4) {
-      *reinterpret_cast<float4*>(matrices + i) =
-          make_float4(values[i] * scale, values[i + 1] * scale, values[i + 2] * scale, values[i + 3] * scale);
+      for (int i = 0; i < K::kGroup; i += 4) {
+        *reinterpret_cast<float4*>(matrices + i) = make_float4(values[i] * scale, values[i + 1] * scale,
+                                                               values[i + 2] * scale, values[i + 3] * scale);
+      }
     }
   }
 

@@ -64,6 +64,7 @@ int launch(const ForwardArgs& base, CUstream_st* stream) {
 //   the same with 3 blocks an SM and no polynomial: enough blocks for 3 (8 x 2048)
 //   32 channels a block: fewer; also the pre-pass, which has no output to share the block with
 //   32, 64, 128 states: more lanes a channel, so fewer channels a block
+//   8 states: two lanes a channel, one channel a lane: 64 channels a block in half of the registers
 template <typename T>
 int launch_main(const ForwardArgs& args, Tile tile, int group, Access access, CUstream_st* stream) {
   constexpr Access kAny = Access::kAny, kAligned = Access::kAligned, kPlain = Access::kPlain;
@@ -82,6 +83,10 @@ int launch_main(const ForwardArgs& args, Tile tile, int group, Access access, CU
                                  : launch<Config<T, 4, 2, 2, 1, kAligned, false>>(args, stream);
   }
   if (group == 4) return launch<Config<T, 4, 1, 2, 0, kAny, false>>(args, stream);
+  if (group == 2) {
+    return access == kPlain ? launch<Config<T, 2, 1, 3, 0, kPlain, false>>(args, stream)
+                            : launch<Config<T, 2, 1, 3, 0, kAny, false>>(args, stream);
+  }
   if (group == 8) {
     return access == kAny ? launch<Config<T, 8, 2, 2, 0, kAny, false>>(args, stream)
                           : launch<Config<T, 8, 2, 2, 0, kAligned, false>>(args, stream);
@@ -101,6 +106,7 @@ int launch_prepass(const ForwardArgs& args, int group, Access access, CUstream_s
     return access == Access::kPlain ? launch<Config<T, 4, 1, 4, 1, Access::kPlain, true>>(args, stream)
                                     : launch<Config<T, 4, 1, 4, 1, kAny, true>>(args, stream);
   }
+  if (group == 2) return launch<Config<T, 2, 1, 4, 0, kAny, true>>(args, stream);
   if (group == 8) return launch<Config<T, 8, 2, 2, 0, kAny, true>>(args, stream);
   if (group == 16) return launch<Config<T, 16, 2, 2, 0, kAny, true>>(args, stream);
   return launch<Config<T, 32, 4, 2, 0, kAny, true>>(args, stream);
