@@ -233,6 +233,8 @@ def step(shape: Shape, with_peers: bool) -> dict[str, Case]:
         state = layer.allocate_state(shape.batch)
         modality = routing if layer.num_modalities > 1 else None
         contenders[name] = functools.partial(layer.step, x, state, modality)
+    if with_peers:
+        peers.add_step(contenders, shape, x)
 
     def gate() -> float:
         """Eight steps against one call over the eight tokens."""

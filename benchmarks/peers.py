@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import mixture_of_mamba as mom
     from benchmarks.shapes import Shape
 
-__all__ = ["add_block", "add_conv", "add_scan", "published_layer_file"]
+__all__ = ["add_block", "add_conv", "add_scan", "add_step", "published_layer_file"]
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -84,6 +84,16 @@ def add_block(
     forward["published MoM"] = torch.no_grad()(lambda: layer(x, masks))
     leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
     both["published MoM"] = lambda: torch.autograd.grad(layer(x, masks), leaves, grad, allow_unused=True)
+
+
+def add_step(contenders: Contenders, shape: Shape, x: Tensor) -> None:
+    module = _module("mamba_ssm.modules.mamba_simple")
+    if module is None:
+        return
+    dense = module.Mamba(shape.d_model, d_state=shape.d_state, d_conv=shape.d_conv)
+    dense = dense.to(shape.device, shape.dtype)
+    states = dense.allocate_inference_cache(shape.batch, 1)
+    contenders["mamba_ssm dense"] = torch.no_grad()(lambda: dense.step(x, *states))
 
 
 def _published_layer(path: Path, shape: Shape) -> torch.nn.Module:
