@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/device_info.h"
+#include "kernels/cuda/selective_scan_step.cuh"
 
 // Host side of the forward scan: which variant, how long a chunk, in how many launches; and the small
 // kernel that hands states from chunk to chunk.
@@ -16,6 +17,7 @@ namespace {
 constexpr int kMaxGroup = 32;           // lanes a channel: 128 states in one launch
 constexpr int kWideChannels = 64;       // of a block
 constexpr int64_t kShortestChunk = 64;  // tokens; below, two more launches cost more than they spread
+constexpr int64_t kFewestChunks = 3;    // two passes over halves take as long as one over the whole
 constexpr int64_t kPackedChunk = 2048;  // tokens of a packed document that one block walks
 constexpr int kCombineThreads = 128;
 constexpr int kCombinedAtOnce = 8;  // units whose loads are in flight together
@@ -118,6 +120,7 @@ int64_t chunk_length(const SelectiveScanForwardParams& p, int group) {
   // Two blocks an SM are wanted; with three quarters of an SM's worth one pass of narrow blocks does as well.
   if (blocks * 4 >= processors * 3) return longest;
   const int64_t chunks = std::max<int64_t>(2, 2 * processors / blocks);
+  if (chunks < kFewestChunks && order.cu_seqlens == nullptr) return longest;
   return std::max(kShortestChunk, (longest + chunks - 1) / chunks);
 }
 
@@ -194,12 +197,13 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
 }  // namespace scan_forward
 
 size_t selective_scan_forward_workspace_cuda(const SelectiveScanForwardParams& params) {
-  return scan_forward::plan(params).bytes;
+  return scan_step_supports(params) ? 0 : scan_forward::plan(params).bytes;
 }
 
 int launch_selective_scan_forward_cuda(const SelectiveScanForwardParams& params, void* workspace,
                                        CUstream_st* stream) {
   if (params.channels == 0 || params.order.sequences == 0) return cudaSuccess;
+  if (scan_step_supports(params)) return launch_scan_step(params, stream);
   const scan_forward::Plan plan = scan_forward::plan(params);
   char* const memory = static_cast<char*>(workspace);
   switch (params.type) {

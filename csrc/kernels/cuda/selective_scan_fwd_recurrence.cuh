@@ -73,9 +73,7 @@ struct Recurrence {
     }
   }
 
-  // Decays and drives of one token. The exponentials run a token ahead of the states that need them.
-  __device__ void load_token(const float* inputs, float (&decay)[kC][kS], float (&drive)[kC]) {
-    float delta[kC];
+  __device__ void load_inputs(const float* inputs, float (&delta)[kC], float (&drive)[kC]) const {
     if constexpr (kC == 1) {
       const float2 pair = *reinterpret_cast<const float2*>(
           inputs + Shared<K>::pair_offset(local_channel / 2) + local_channel % 2 * 2);
@@ -88,6 +86,10 @@ struct Recurrence {
         delta[c] = two.x, drive[c] = two.y, delta[c + 1] = two.z, drive[c + 1] = two.w;
       }
     }
+  }
+
+  // The exponentials run a token ahead of the states that need them.
+  __device__ void decays_of(const float (&delta)[kC], float (&decay)[kC][kS]) {
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
 #pragma unroll
@@ -102,9 +104,15 @@ struct Recurrence {
     }
   }
 
-  __device__ void update(const float* matrices, const float (&decay)[kC][kS], const float (&drive)[kC],
-                         float* outputs) {
-    const float4 B4 = *reinterpret_cast<const float4*>(matrices + part * kS);
+  __device__ float4 four_of_B(const float* matrices) const {
+    return *reinterpret_cast<const float4*>(matrices + part * kS);
+  }
+  __device__ float4 four_of_C(const float* matrices) const {
+    return K::kPrepass ? float4{} : *reinterpret_cast<const float4*>(matrices + K::kStates + part * kS);
+  }
+
+  __device__ void update(const float4& B4, const float4& C, const float (&decay)[kC][kS],
+                         const float (&drive)[kC], float* outputs) {
     const float B[kS] = {B4.x, B4.y, B4.z, B4.w};
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
@@ -112,7 +120,6 @@ struct Recurrence {
       for (int c = 0; c < kC; ++c) h[c][s] = fmaf(decay[c][s], h[c][s], drive[c] * B[s]);
     }
     if constexpr (!K::kPrepass) {
-      const float4 C = *reinterpret_cast<const float4*>(matrices + K::kStates + part * kS);
       float y[kC];
 #pragma unroll
       for (int c = 0; c < kC; ++c) {
@@ -124,6 +131,35 @@ struct Recurrence {
 #pragma unroll
         for (int c = 0; c < kC; c += 2) *reinterpret_cast<float2*>(outputs + c) = make_float2(y[c], y[c + 1]);
       }
+    }
+  }
+
+  // One channel a lane is for when warps are few, and nobody else works while a load from shared memory is on
+  // its way. So loads run two tokens ahead there; by itself the compiler moves none across a store.
+  static constexpr int kLoadsAhead = kC == 1 ? 2 : 1;
+
+  __device__ void walk_tile(const float* inputs, const float* matrices, float* outputs) {
+    constexpr int kSlots = kLoadsAhead + 1;
+    float decay[2][kC][kS], delta[kSlots][kC], drive[kSlots][kC];
+    float4 B[kSlots], C[kSlots];
+    const auto fetch = [&](int t) {
+      load_inputs(inputs + t * K::kInputStride, delta[t % kSlots], drive[t % kSlots]);
+      if (kLoadsAhead == 1) return;
+      B[t % kSlots] = four_of_B(matrices + t * K::kMatrixStride);
+      C[t % kSlots] = four_of_C(matrices + t * K::kMatrixStride);
+    };
+#pragma unroll
+    for (int t = 0; t < kLoadsAhead; ++t) fetch(t);
+    decays_of(delta[0], decay[0]);
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t + kLoadsAhead < kTile) fetch(t + kLoadsAhead);
+      if (t + 1 < kTile) decays_of(delta[(t + 1) % kSlots], decay[(t + 1) & 1]);
+      if (kLoadsAhead == 1) {
+        B[t % kSlots] = four_of_B(matrices + t * K::kMatrixStride);
+        C[t % kSlots] = four_of_C(matrices + t * K::kMatrixStride);
+      }
+      update(B[t % kSlots], C[t % kSlots], decay[t & 1], drive[t % kSlots], outputs + t * K::kOutputStride);
     }
   }
 
@@ -140,14 +176,7 @@ struct Recurrence {
       const float* matrices = shared.matrices + buffer * K::kMatrices;
       float* outputs = shared.outputs + buffer * K::kOutputs + output_offset;
       if (checkpoints != nullptr) put_states(checkpoints, unit.slot + tile);
-      float decay[2][kC][kS], drive[2][kC];
-      load_token(inputs, decay[0], drive[0]);
-#pragma unroll
-      for (int t = 0; t < kTile; ++t) {
-        if (t + 1 < kTile)
-          load_token(inputs + (t + 1) * K::kInputStride, decay[(t + 1) & 1], drive[(t + 1) & 1]);
-        update(matrices + t * K::kMatrixStride, decay[t & 1], drive[t & 1], outputs + t * K::kOutputStride);
-      }
+      walk_tile(inputs, matrices, outputs);
       __syncthreads();
     }
     end();

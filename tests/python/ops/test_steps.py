@@ -36,6 +36,8 @@ SCAN = {
     "channel-first": {"strides": "transposed", "length": 2},
     "no tokens": {"length": 0},
     "no sequences": {"batch": 0},
+    "a token more than the step's own kernel takes": {"length": 5},
+    **{f"{n} states": {"length": 2, "states": n} for n in (0, 1, 4, 8, 17, 32, 63, 64, 100, 128, 129)},
 }
 CONV = {
     "base": {},
@@ -68,6 +70,17 @@ def test_scan_matches_definition(device, dtype, variation):
     arguments = scan_arguments(dtype=dtype, device=device, **variation)
     expected = step(reference.selective_scan_step, lower(arguments, torch.float64))
     assert_matches(step(mom.selective_scan_step, arguments), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"initial_state": False}, {"states": 7, "channels": 65}])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_few_tokens_without_a_gradient(device, dtype, options):
+    """A forward of so few tokens is computed as a step is."""
+    arguments = scan_arguments(**{"dtype": dtype, "device": device, "length": 3, "batch": 6, **options})
+    with torch.no_grad():
+        got = dict(zip(("out", "final_state"), mom.selective_scan(**arguments), strict=True))
+        expected = reference.selective_scan(**lower(arguments, torch.float64))
+    assert_matches(got, dict(zip(("out", "final_state"), expected, strict=True)))
 
 
 @pytest.mark.parametrize("variation", CONV.values(), ids=CONV)
