@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "kernels/causal_conv1d.h"
-#include "ops/common.h"
+#include "ops/conversions.h"
 
 // causal_conv1d for any backend: checks, allocation, launch. The mathematics is in
 // kernels/causal_conv1d.h.
@@ -25,6 +25,7 @@ struct ConvInputs {
   bool silu;
   Order order;
   RowView x;
+  Conversions conversions;  // to be run before the kernel
   Block weight, bias, initial_state;
 };
 
@@ -32,14 +33,16 @@ template <typename Backend>
 std::tuple<Tensor, Tensor> causal_conv1d(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor rows,
                                          OptionalTensor offsets, OptionalTensor cu_seqlens,
                                          OptionalTensor initial_state, bool silu) {
-  const ConvInputs in("causal_conv1d", x, weight, bias, rows, offsets, cu_seqlens, initial_state, silu);
+  ConvInputs in("causal_conv1d", x, weight, bias, rows, offsets, cu_seqlens, initial_state, silu);
   const Tensor y = empty_like_device(x, {in.batch, in.length, in.channels}, in.io);
   const Tensor final_state = empty_like_device(x, {in.sequences(), in.width - 1, in.channels}, in.io);
   CausalConv1dForwardParams params;
   in.fill(params);
   params.y = {y.mutable_data_ptr(), in.channels};
   params.final_state = final_state.mutable_data_ptr();
-  Backend(x).run(params);
+  const Backend backend(x);
+  in.conversions.run(backend);
+  backend.run(params);
   return {y, final_state};
 }
 
@@ -51,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(Tensor grad_y,
                                                                   OptionalTensor cu_seqlens,
                                                                   OptionalTensor initial_state, bool silu) {
   const char* op = "causal_conv1d_backward";
-  const ConvInputs in(op, x, weight, bias, rows, offsets, cu_seqlens, initial_state, silu);
+  ConvInputs in(op, x, weight, bias, rows, offsets, cu_seqlens, initial_state, silu);
   require_floating(op, "grad_y", grad_y);
   require_shape(op, "grad_y", grad_y, {in.batch, in.length, in.channels}, "[batch, length, channels]");
   require_device(op, "grad_y", grad_y, "x", x);
@@ -78,7 +81,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(Tensor grad_y,
   params.grad_weight = grad_weight.mutable_data_ptr();
   if (bias) params.grad_bias = grad_bias.mutable_data_ptr();
   if (initial_state) params.grad_initial_state = grad_initial.mutable_data_ptr();
-  Backend(x).run(params);
+  const Backend backend(x);
+  in.conversions.run(backend);
+  backend.run(params);
   return {grad_x, to_dtype(grad_weight, weight.scalar_type()),
           bias ? to_dtype(grad_bias, bias->scalar_type()) : grad_bias,
           initial_state ? to_dtype(grad_initial, initial_state->scalar_type()) : grad_initial};
@@ -88,7 +93,7 @@ template <typename Backend>
 Tensor causal_conv1d_step(Tensor x, Tensor state, Tensor weight, OptionalTensor bias, OptionalTensor rows,
                           OptionalTensor offsets, bool silu) {
   const char* op = "causal_conv1d_step";
-  const ConvInputs in(op, x, weight, bias, rows, offsets, std::nullopt, state, silu, "state");
+  ConvInputs in(op, x, weight, bias, rows, offsets, std::nullopt, state, silu, "state");
   require(state.scalar_type() == in.io && state.is_contiguous(), op,
           "state is updated in place and must be contiguous with the dtype of x (", name_of(in.io), "), got ",
           state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
@@ -97,7 +102,9 @@ Tensor causal_conv1d_step(Tensor x, Tensor state, Tensor weight, OptionalTensor 
   in.fill(params);
   params.y = {y.mutable_data_ptr(), in.channels};
   params.final_state = state.mutable_data_ptr();
-  Backend(x).run(params);
+  const Backend backend(x);
+  in.conversions.run(backend);
+  backend.run(params);
   return y;
 }
 

@@ -27,7 +27,8 @@ using BlockOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 template <typename Backend>
 void block_conv(const BlockInputs& in, const Backend& backend, const Tensor& xz, const Tensor& u,
                 const OptionalTensor& final_state) {
-  const ConvInputs conv = in.conv(xz);
+  ConvInputs conv = in.conv(xz);
+  conv.conversions.run(backend);
   CausalConv1dForwardParams params;
   conv.fill(params);
   params.y = MatrixView(u).writable();
@@ -39,7 +40,8 @@ template <typename Backend>
 void block_scan(const BlockInputs& in, const Backend& backend, const Tensor& xz, const Tensor& x_dbl,
                 const Tensor& u, const Tensor& dt, const Tensor& y, const OptionalTensor& final_state,
                 const OptionalTensor& checkpoints) {
-  const ScanInputs scan = in.scan(xz, x_dbl, u, dt);
+  ScanInputs scan = in.scan(xz, x_dbl, u, dt);
+  scan.conversions.run(backend);
   SelectiveScanForwardParams params;
   scan.fill(params);
   params.out = MatrixView(y).writable();
@@ -143,7 +145,8 @@ BlockGradients mamba_block_backward(
   const Tensor grad_dt_bias = empty_like_device(x, {static_cast<int64_t>(dt_bias.size()), in.inner}, in.acc);
   const Tensor grad_ssm = states(in.inner, in.states, in.acc, ssm_state.has_value());
   {
-    const ScanInputs scan = in.scan(xz, x_dbl, u, dt);
+    ScanInputs scan = in.scan(xz, x_dbl, u, dt);
+    scan.conversions.run(backend);
     SelectiveScanBackwardParams params;
     scan.fill(params);
     const RowView grad_out(MatrixView(grad_gated).as_activation(in.batch, in.length), in.io);
@@ -175,7 +178,8 @@ BlockGradients mamba_block_backward(
   const Tensor grad_conv_bias = empty_like_device(x, {conv_bias ? in.inner : 0}, in.acc);
   const Tensor grad_conv = states(in.taps(), in.inner, in.io, conv_state.has_value());
   {
-    const ConvInputs conv = in.conv(xz);
+    ConvInputs conv = in.conv(xz);
+    conv.conversions.run(backend);
     CausalConv1dBackwardParams params;
     conv.fill(params);
     const RowView grad_u_rows(MatrixView(grad_u).as_activation(in.batch, in.length), in.io);

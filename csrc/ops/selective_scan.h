@@ -4,7 +4,7 @@
 #include <tuple>
 
 #include "kernels/selective_scan.h"
-#include "ops/common.h"
+#include "ops/conversions.h"
 
 // selective_scan for any backend: checks, allocation, launch. The mathematics is in
 // kernels/selective_scan.h.
@@ -32,6 +32,7 @@ struct ScanInputs {
   bool softplus, reverse;
   Order order;
   RowView u, dt, B, C, z;
+  Conversions conversions;  // to be run before the kernel
   Block A, D, dt_bias, initial_state;
 };
 
@@ -42,8 +43,8 @@ ScanOutputs selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Op
                            OptionalTensor z, OptionalTensor dt_bias, OptionalTensor rows,
                            OptionalTensor offsets, OptionalTensor cu_seqlens, OptionalTensor initial_state,
                            bool softplus, bool reverse, bool checkpoint) {
-  const ScanInputs in("selective_scan", u, dt, A, B, C, D, z, dt_bias, rows, offsets, cu_seqlens,
-                      initial_state, softplus, reverse);
+  ScanInputs in("selective_scan", u, dt, A, B, C, D, z, dt_bias, rows, offsets, cu_seqlens, initial_state,
+                softplus, reverse);
   const Tensor out = empty_like_device(u, {in.batch, in.length, in.channels}, in.io);
   const Tensor final_state = empty_like_device(u, {in.sequences(), in.channels, in.states}, in.acc);
   const Tensor checkpoints = checkpoint ? empty_like_device(u, {in.slots(), in.channels, in.states}, in.acc)
@@ -53,7 +54,9 @@ ScanOutputs selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Op
   params.out = {out.mutable_data_ptr(), in.channels};
   params.final_state = final_state.mutable_data_ptr();
   params.checkpoints = checkpoint ? checkpoints.mutable_data_ptr() : nullptr;
-  Backend(u).run(params);
+  const Backend backend(u);
+  in.conversions.run(backend);
+  backend.run(params);
   return {to_dtype(out, u.scalar_type()), final_state, checkpoints};
 }
 
@@ -66,12 +69,13 @@ ScanGradients selective_scan_backward(Tensor grad_out, OptionalTensor grad_final
                                       OptionalTensor cu_seqlens, OptionalTensor initial_state,
                                       OptionalTensor checkpoints, bool softplus, bool reverse) {
   const char* op = "selective_scan_backward";
-  const ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, cu_seqlens, initial_state, softplus,
-                      reverse);
+  ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, cu_seqlens, initial_state, softplus,
+                reverse);
   require_shape(op, "grad_out", grad_out, {in.batch, in.length, in.channels}, "[batch, length, channels]");
   require_device(op, "grad_out", grad_out, "u", u);
   require_floating(op, "grad_out", grad_out);
   const Backend backend(u);
+  in.conversions.run(backend);
   const auto empty = [&](std::initializer_list<int64_t> sizes, Dtype dtype) {
     return empty_like_device(u, sizes, dtype);
   };
@@ -141,8 +145,8 @@ Tensor selective_scan_step(Tensor u, Tensor state, Tensor dt, Tensor A, Tensor B
                            OptionalTensor z, OptionalTensor dt_bias, OptionalTensor rows,
                            OptionalTensor offsets, bool softplus) {
   const char* op = "selective_scan_step";
-  const ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, state, softplus, false,
-                      "state");
+  ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, state, softplus, false,
+                "state");
   require(state.scalar_type() == in.acc && state.is_contiguous(), op,
           "state is updated in place and must be contiguous ", name_of(in.acc), ", got ",
           state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
@@ -151,7 +155,9 @@ Tensor selective_scan_step(Tensor u, Tensor state, Tensor dt, Tensor A, Tensor B
   in.fill(params);
   params.out = {out.mutable_data_ptr(), in.channels};
   params.final_state = state.mutable_data_ptr();
-  Backend(u).run(params);
+  const Backend backend(u);
+  in.conversions.run(backend);
+  backend.run(params);
   return to_dtype(out, u.scalar_type());
 }
 

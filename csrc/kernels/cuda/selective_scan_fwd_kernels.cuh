@@ -82,7 +82,7 @@ int launch_main(const ForwardArgs& args, Tile tile, int group, Access access, CU
     return tile == Tile::kNarrow ? launch<Config<T, 4, 1, 2, 0, kAligned, false>>(args, stream)
                                  : launch<Config<T, 4, 2, 2, 1, kAligned, false>>(args, stream);
   }
-  if (group == 4) return launch<Config<T, 4, 1, 2, 0, kAny, false>>(args, stream);
+  if (group == 4) return launch<Config<T, 4, 1, 3, 0, kAny, false>>(args, stream);
   if (group == 2) {
     return access == kPlain ? launch<Config<T, 2, 1, 3, 0, kPlain, false>>(args, stream)
                             : launch<Config<T, 2, 1, 3, 0, kAny, false>>(args, stream);

@@ -108,11 +108,14 @@ struct Recurrence {
     return *reinterpret_cast<const float4*>(matrices + part * kS);
   }
   __device__ float4 four_of_C(const float* matrices) const {
-    return K::kPrepass ? float4{} : *reinterpret_cast<const float4*>(matrices + K::kStates + part * kS);
+    return *reinterpret_cast<const float4*>(matrices + K::kStates + part * kS);
   }
 
-  __device__ void update(const float4& B4, const float4& C, const float (&decay)[kC][kS],
-                         const float (&drive)[kC], float* outputs) {
+  // get_B and get_C give the token's four, from shared memory or from where they have been loaded to.
+  template <typename GetB, typename GetC>
+  __device__ void update(GetB&& get_B, GetC&& get_C, const float (&decay)[kC][kS], const float (&drive)[kC],
+                         float* outputs) {
+    const float4 B4 = get_B();
     const float B[kS] = {B4.x, B4.y, B4.z, B4.w};
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
@@ -120,6 +123,7 @@ struct Recurrence {
       for (int c = 0; c < kC; ++c) h[c][s] = fmaf(decay[c][s], h[c][s], drive[c] * B[s]);
     }
     if constexpr (!K::kPrepass) {
+      const float4 C = get_C();
       float y[kC];
 #pragma unroll
       for (int c = 0; c < kC; ++c) {
@@ -134,32 +138,42 @@ struct Recurrence {
     }
   }
 
-  // One channel a lane is for when warps are few, and nobody else works while a load from shared memory is on
-  // its way. So loads run two tokens ahead there; by itself the compiler moves none across a store.
-  static constexpr int kLoadsAhead = kC == 1 ? 2 : 1;
-
   __device__ void walk_tile(const float* inputs, const float* matrices, float* outputs) {
-    constexpr int kSlots = kLoadsAhead + 1;
+    float decay[2][kC][kS], delta[kC], drive[2][kC];
+    load_inputs(inputs, delta, drive[0]);
+    decays_of(delta, decay[0]);
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) {
+      if (t + 1 < kTile) {
+        load_inputs(inputs + (t + 1) * K::kInputStride, delta, drive[(t + 1) & 1]);
+        decays_of(delta, decay[(t + 1) & 1]);
+      }
+      const float* four = matrices + t * K::kMatrixStride;
+      update([&] { return four_of_B(four); }, [&] { return four_of_C(four); }, decay[t & 1], drive[t & 1],
+             outputs + t * K::kOutputStride);
+    }
+  }
+
+  // One channel a lane is for when warps are few, and nobody else works while a load from shared memory is on
+  // its way. So loads run two tokens ahead here; by itself the compiler moves none across a store.
+  __device__ void walk_tile_of_few_warps(const float* inputs, const float* matrices, float* outputs) {
+    constexpr int kSlots = 3;
     float decay[2][kC][kS], delta[kSlots][kC], drive[kSlots][kC];
     float4 B[kSlots], C[kSlots];
     const auto fetch = [&](int t) {
       load_inputs(inputs + t * K::kInputStride, delta[t % kSlots], drive[t % kSlots]);
-      if (kLoadsAhead == 1) return;
       B[t % kSlots] = four_of_B(matrices + t * K::kMatrixStride);
-      C[t % kSlots] = four_of_C(matrices + t * K::kMatrixStride);
+      if (!K::kPrepass) C[t % kSlots] = four_of_C(matrices + t * K::kMatrixStride);
     };
-#pragma unroll
-    for (int t = 0; t < kLoadsAhead; ++t) fetch(t);
+    fetch(0);
+    fetch(1);
     decays_of(delta[0], decay[0]);
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      if (t + kLoadsAhead < kTile) fetch(t + kLoadsAhead);
+      if (t + 2 < kTile) fetch(t + 2);
       if (t + 1 < kTile) decays_of(delta[(t + 1) % kSlots], decay[(t + 1) & 1]);
-      if (kLoadsAhead == 1) {
-        B[t % kSlots] = four_of_B(matrices + t * K::kMatrixStride);
-        C[t % kSlots] = four_of_C(matrices + t * K::kMatrixStride);
-      }
-      update(B[t % kSlots], C[t % kSlots], decay[t & 1], drive[t % kSlots], outputs + t * K::kOutputStride);
+      update([&] { return B[t % kSlots]; }, [&] { return C[t % kSlots]; }, decay[t & 1], drive[t % kSlots],
+             outputs + t * K::kOutputStride);
     }
   }
 
@@ -176,7 +190,11 @@ struct Recurrence {
       const float* matrices = shared.matrices + buffer * K::kMatrices;
       float* outputs = shared.outputs + buffer * K::kOutputs + output_offset;
       if (checkpoints != nullptr) put_states(checkpoints, unit.slot + tile);
-      walk_tile(inputs, matrices, outputs);
+      if constexpr (kC == 1) {
+        walk_tile_of_few_warps(inputs, matrices, outputs);
+      } else {
+        walk_tile(inputs, matrices, outputs);
+      }
       __syncthreads();
     }
     end();

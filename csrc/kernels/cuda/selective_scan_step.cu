@@ -19,8 +19,8 @@ namespace mixture_of_mamba {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kStates = 4;  // of a thread
-constexpr int kSequences = 4;
+constexpr int kStates = 4;     // of a thread
+constexpr int kSequences = 2;  // more would cost registers, and with them other warps
 constexpr int kMostLanes = 32;
 constexpr int64_t kLongest = 4;  // tokens; a longer walk is the tiled kernels' work
 constexpr int64_t kMostRows = 65535;
@@ -69,41 +69,56 @@ struct Lane {
     }
   }
 
-  // One token of one sequence. All lanes of a channel come here together.
-  __device__ void step(int64_t time, float (&h)[kStates]) const {
-    const int32_t row = p.order.row_of(time);
-    const bool padding = p.order.is_padding(row);
+  // What a token brings. Padding may hold anything; its values are loaded and not used.
+  struct Token {
+    int32_t row;
+    bool padding;
+    float u, dt, z, B[kStates], C[kStates];
+  };
+
+  __device__ Token load_token(int64_t time) const {
+    Token token;
+    const int32_t row = token.row = p.order.row_of(time);
     const int64_t column = exists ? channel : 0;
-    float y = 0.0f, u = 0.0f;
-    if (!padding) {
-      u = element<T>(p.u, row, column);
-      float dt = element<T>(p.dt, row, column);
-      if (p.dt_bias != nullptr) {
-        const int32_t modality = p.bias_modalities > 1 ? p.order.modality_of_row(row) : 0;
-        dt += static_cast<const float*>(p.dt_bias)[modality * p.channels + column];
-      }
-      const float delta = p.softplus ? softplus2<T>(dt * kLog2E) : dt * kLog2E;
-      const float input = delta * u * kLn2;
+    token.padding = p.order.is_padding(row);
+    token.u = element<T>(p.u, row, column);
+    token.dt = element<T>(p.dt, row, column);
+    token.z = p.z.data != nullptr ? element<T>(p.z, row, column) : 0.0f;
 #pragma unroll
-      for (int s = 0; s < kStates; ++s) {
-        const bool has = state + s < p.states;
-        const float B = has ? element<T>(p.B, row, state + s) : 0.0f;
-        const float C = has ? element<T>(p.C, row, state + s) : 0.0f;
-        h[s] = fmaf(ex2(delta * A[s]), h[s], input * B);
-        y = fmaf(h[s], C, y);
-      }
+    for (int s = 0; s < kStates; ++s) {
+      const bool has = state + s < p.states;
+      token.B[s] = has ? element<T>(p.B, row, state + s) : 0.0f;
+      token.C[s] = has ? element<T>(p.C, row, state + s) : 0.0f;
+    }
+    if (p.dt_bias != nullptr) {
+      const int32_t modality = p.bias_modalities > 1 && !token.padding ? p.order.modality_of_row(row) : 0;
+      token.dt += static_cast<const float*>(p.dt_bias)[modality * p.channels + column];
+    }
+    return token;
+  }
+
+  // All lanes of a channel come here together.
+  __device__ void step(const Token& token, float (&h)[kStates]) const {
+    const float delta = p.softplus ? softplus2<T>(token.dt * kLog2E) : token.dt * kLog2E;
+    const float input = delta * token.u * kLn2;
+    float y = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) {
+      const float next = fmaf(ex2(delta * A[s]), h[s], input * token.B[s]);
+      h[s] = token.padding ? h[s] : next;
+      y = fmaf(h[s], token.C[s], y);
     }
 #pragma unroll
     for (int lane = kLanes / 2; lane > 0; lane /= 2) y += __shfl_xor_sync(~0u, y, lane);
     if (state != 0 || !exists) return;
-    y = fmaf(skip, u, y);
-    if (p.z.data != nullptr && !padding) y *= silu_fast<T>(element<T>(p.z, row, column));
-    static_cast<T*>(p.out.data)[row * p.out.stride + channel] = from_float<T>(padding ? 0.0f : y);
+    y = fmaf(skip, token.u, y);
+    if (p.z.data != nullptr) y *= silu_fast<T>(token.z);
+    static_cast<T*>(p.out.data)[token.row * p.out.stride + channel] = from_float<T>(token.padding ? 0.0f : y);
   }
 };
 
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     step_kernel(const __grid_constant__ SelectiveScanForwardParams p, const bool whole_words) {
   const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   const int64_t channel = thread / kLanes;
@@ -118,14 +133,23 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < kSequences; ++k) {
       lane.load(first + k < p.order.sequences ? p.initial_state : nullptr, lane.offset(first + k), h[k]);
     }
+    for (int64_t t = 0; t < length; ++t) {
+      const int64_t position = p.reverse ? length - 1 - t : t;
+      typename Lane<T, kLanes>::Token tokens[kSequences];
+#pragma unroll
+      for (int k = 0; k < kSequences; ++k) {
+        const int64_t sequence = min(first + k, p.order.sequences - 1);
+        tokens[k] = lane.load_token(sequence * length + position);
+      }
+#pragma unroll
+      for (int k = 0; k < kSequences; ++k) {
+        if (first + k < p.order.sequences) lane.step(tokens[k], h[k]);
+      }
+    }
+    if (p.final_state == nullptr) continue;
 #pragma unroll
     for (int k = 0; k < kSequences; ++k) {
-      const int64_t sequence = first + k;
-      if (sequence >= p.order.sequences) break;
-      for (int64_t t = 0; t < length; ++t) {
-        lane.step(sequence * length + (p.reverse ? length - 1 - t : t), h[k]);
-      }
-      if (p.final_state != nullptr) lane.store(p.final_state, lane.offset(sequence), h[k]);
+      if (first + k < p.order.sequences) lane.store(p.final_state, lane.offset(first + k), h[k]);
     }
   }
 }

@@ -29,11 +29,12 @@ ConvInputs::ConvInputs(const char* op, const Tensor& x_, const Tensor& weight_, 
       width(weight_.size(1)),
       silu(silu_),
       order(op, x_, rows, offsets, cu_seqlens),
-      x(x_, io) {
+      x(x_, io),
+      conversions(op) {
   const auto block = [&](const char* name, const Tensor& tensor, Dtype dtype) {
     require_floating(op, name, tensor);
     require_device(op, name, tensor, "x", x_);
-    return Block(tensor, dtype);
+    return Block(conversions.contiguous(tensor, dtype), dtype);
   };
   weight = block("weight", weight_, acc);
   if (bias_) {

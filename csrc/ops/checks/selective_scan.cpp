@@ -39,7 +39,8 @@ ScanInputs::ScanInputs(const char* op, const Tensor& u_, const Tensor& dt_, cons
       states(dim_size(op, "A", A_, 2, 1, "[channels, states]")),
       softplus(softplus_),
       reverse(reverse_),
-      order(op, u_, rows, offsets, cu_seqlens) {
+      order(op, u_, rows, offsets, cu_seqlens),
+      conversions(op) {
   const auto activation = [&](const char* name, const Tensor& tensor, int64_t columns, const char* rule) {
     require_shape(op, name, tensor, {batch, length, columns}, rule);
     require_device(op, name, tensor, "u", u_);
@@ -48,7 +49,7 @@ ScanInputs::ScanInputs(const char* op, const Tensor& u_, const Tensor& dt_, cons
   const auto parameter = [&](const char* name, const Tensor& tensor) {
     require_floating(op, name, tensor);
     require_device(op, name, tensor, "u", u_);
-    return Block(tensor, acc);
+    return Block(conversions.contiguous(tensor, acc), acc);
   };
   u = activation("u", u_, channels, "[batch, length, channels]");
   dt = activation("dt", dt_, channels, "[batch, length, channels]");
