@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models on the layers: the decoder, and what Chameleon and Transfusion put around it."""
+
+from mixture_of_mamba.models.chameleon import Chameleon
+from mixture_of_mamba.models.config import SIZES, DecoderConfig, named_config
+from mixture_of_mamba.models.decoder import Decoder
+from mixture_of_mamba.models.losses import ModalityLosses, modality_losses, next_tokens
+from mixture_of_mamba.models.pictures import Pictures
+from mixture_of_mamba.models.sampling import Sampling
+from mixture_of_mamba.models.state import AttentionState, DecoderState
+from mixture_of_mamba.models.vocabulary import TokenRange, Vocabulary
+
+__all__ = [
+    "SIZES",
+    "AttentionState",
+    "Chameleon",
+    "Decoder",
+    "DecoderConfig",
+    "DecoderState",
+    "ModalityLosses",
+    "Pictures",
+    "Sampling",
+    "TokenRange",
+    "Vocabulary",
+    "modality_losses",
+    "named_config",
+    "next_tokens",
+]
