@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a batch beside its tokens: which tokens belong to which latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Group", "Latents", "Placement", "Positions", "sequence_of_tokens"]
+
+Latents = Tensor | Sequence[Tensor]
+Positions = Tensor | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures of one size.
+
+    Attributes:
+        pictures: int64 ``[n]``, their numbers in the batch.
+        latents: ``[n, *grid, dim_latent]``.
+        tokens_grid: tokens along each dimension of the grid.
+        places: int64 ``[n, tokens]``, flat time of their tokens.
+    """
+
+    pictures: Tensor
+    latents: Tensor
+    tokens_grid: tuple[int, ...]
+    places: Tensor
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(self.latents.shape[1:-1])
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All pictures of a batch.
+
+    Attributes:
+        groups: by size. A batch without pictures has one group of none, so that all parameters take part.
+        begin, lengths: int64 ``[pictures]``, flat time of the first token of each, and how many tokens it has.
+    """
+
+    groups: list[Group]
+    begin: Tensor
+    lengths: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.begin.shape[0]
+
+    @staticmethod
+    def of(
+        shape: torch.Size,
+        device: torch.device,
+        latents: Latents,
+        positions: Positions,
+        dim_latent: int,
+        patch_size: int,
+        dimensions: int,
+    ) -> Placement:
+        """From what a model's call is given; ``shape`` and ``device`` are the tokens'."""
+        where = torch.as_tensor(positions, dtype=torch.int64).reshape(-1, 2)
+        count = len(latents)
+        if where.shape[0] != count:
+            raise ValueError(f"positions must have one (row, offset) for each of {count} latents, got {where.shape[0]}")
+        if isinstance(latents, Tensor):
+            members = {tuple(latents.shape[1:]): list(range(count))}
+        else:
+            members = {}
+            for i, one in enumerate(latents):
+                members.setdefault(tuple(one.shape), []).append(i)
+        if not members:
+            members = {(*[patch_size] * dimensions, dim_latent): []}
+        sizes = [0] * count
+        for size, numbers in members.items():
+            tokens = math.prod(_tokens_grid(size, dim_latent, patch_size, dimensions))
+            for i in numbers:
+                sizes[i] = tokens
+        _require_inside(where, sizes, shape)
+        where = where.to(device, non_blocking=True)
+        begin = where[:, 0] * shape[1] + where[:, 1]
+        groups = []
+        for size, numbers in members.items():
+            pictures = torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+            if isinstance(latents, Tensor):
+                values = latents
+            else:
+                values = torch.stack([latents[i] for i in numbers]) if numbers else torch.empty(0, *size, device=device)
+            tokens_grid = _tokens_grid(size, dim_latent, patch_size, dimensions)
+            places = begin[pictures][:, None] + torch.arange(math.prod(tokens_grid), device=device)
+            groups.append(Group(pictures, values, tokens_grid, places))
+        lengths = torch.tensor(sizes, dtype=torch.int64).to(device, non_blocking=True)
+        return Placement(groups, begin, lengths)
+
+    def modality(self, tokens: Tensor) -> Tensor:
+        """Ids of tokens ``[batch, length]``: 1 in pictures, else -1 where the token is negative, 0 otherwise."""
+        ids = torch.where(tokens < 0, -1, 0).flatten()
+        for group in self.groups:
+            ids = ids.index_fill(0, group.places.flatten(), 1)
+        return ids.view(tokens.shape)
+
+
+def sequence_of_tokens(shape: torch.Size, cu_seqlens: Tensor | None, device: torch.device) -> tuple[Tensor, int]:
+    """Which sequence each token is in, int64 ``[batch * length]``, and how many there are."""
+    time = torch.arange(shape.numel(), device=device)
+    if cu_seqlens is None:
+        return time // max(shape[1], 1), shape[0]
+    return torch.searchsorted(cu_seqlens[1:].long(), time, right=True), cu_seqlens.shape[0] - 1
+
+
+def _tokens_grid(size: tuple[int, ...], dim_latent: int, patch_size: int, dimensions: int) -> tuple[int, ...]:
+    *grid, channels = size
+    if len(grid) != dimensions or channels != dim_latent or any(side % patch_size or side < 1 for side in grid):
+        raise ValueError(
+            f"latents must have {dimensions} dimensions that are multiples of patch_size = {patch_size}, and "
+            f"dim_latent = {dim_latent} channels, got {list(size)}"
+        )
+    return tuple(side // patch_size for side in grid)
+
+
+def _require_inside(where: Tensor, sizes: list[int], shape: torch.Size) -> None:
+    if where.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    batch, length = shape
+    for i, ((row, offset), size) in enumerate(zip(where.tolist(), sizes, strict=True)):
+        if not (0 <= row < batch and offset >= 0 and offset + size <= length):
+            raise ValueError(
+                f"positions[{i}] must leave room for {size} tokens in tokens of shape {list(shape)}, "
+                f"got row {row}, offset {offset}"
+            )
