@@ -126,9 +126,12 @@ class Chameleon(nn.Module):
             state, return_state: to go on, as in :class:`Decoder`.
         """
         routing = self.routing(tokens, modality)
-        hidden, new_state = self._hidden(tokens, routing, cu_seqlens, state)
-        logits = self._logits(routing.unsort(hidden))
-        return (logits, new_state) if return_state else logits
+        x = self._embedded(tokens, routing)
+        if not return_state:
+            hidden = self.decoder(x, routing, cu_seqlens=cu_seqlens, state=state)
+            return self._logits(routing.unsort(hidden))
+        hidden, new_state = self.decoder(x, routing, cu_seqlens=cu_seqlens, state=state, return_state=True)
+        return self._logits(routing.unsort(hidden)), new_state
 
     def loss(
         self, tokens: Tensor, modality: Tensor | Routing | None = None, *, cu_seqlens: Tensor | None = None
@@ -139,8 +142,7 @@ class Chameleon(nn.Module):
         :meth:`forward`.
         """
         routing = self.routing(tokens, modality)
-        x = self.embedding(routing.sort(tokens).clamp(min=0))
-        logits = self._logits(self.decoder(x, routing, cu_seqlens=cu_seqlens))
+        logits = self._logits(self.decoder(self._embedded(tokens, routing), routing, cu_seqlens=cu_seqlens))
         labels = routing.sort(next_tokens(tokens, cu_seqlens))
         return modality_losses(logits, labels, self.vocabulary.modality_of(labels), self.vocabulary.num_modalities)
 
@@ -167,7 +169,7 @@ class Chameleon(nn.Module):
             sampling: by default plain sampling at temperature 1.
             stop: a token after which a sequence is complete; -1 follows.
             regions: whether text may begin regions (images, speech) by itself.
-            cu_seqlens: the prompts are packed into ``tokens``, with these boundaries. Not where there is attention.
+            cu_seqlens: the prompts are packed into ``tokens``, with these boundaries.
 
         Returns:
             int64 ``[sequences, new_tokens]``.
@@ -177,12 +179,12 @@ class Chameleon(nn.Module):
         if not bool((prompts >= 0).any(1).all()):
             raise ValueError("tokens must have a token that is no padding in every prompt, got a prompt without")
         where = Regions(self.vocabulary, len(prompts), tokens.device, free=regions)
-        for column in prompts.unbind(1):
-            where.advance(column)
+        where.advance(prompts)
         if cu_seqlens is not None and self.config.attention_every:  # the state of packed documents has no one length
             tokens, cu_seqlens = prompts, None
         routing = self.routing(tokens)
-        hidden, state = self._hidden(tokens, routing, cu_seqlens, None)
+        x = self._embedded(tokens, routing)
+        hidden, state = self.decoder(x, routing, cu_seqlens=cu_seqlens, return_state=True)
         last = _last_tokens(tokens, cu_seqlens)
         hidden = hidden.flatten(0, 1)[routing.rows[last].long()]
 
@@ -195,19 +197,16 @@ class Chameleon(nn.Module):
                 done = done | (token == stop)
             if i + 1 == new_tokens or (stop is not None and bool(done.all())):
                 break
-            where.advance(token)
             step = token.unsqueeze(1)
+            where.advance(step)
             routing = self.routing(step)
-            hidden, state = self._hidden(step, routing, None, state)
+            hidden, state = self.decoder(self._embedded(step, routing), routing, state=state, return_state=True)
             hidden = routing.unsort(hidden).squeeze(1)
         out = torch.stack(drawn, 1) if drawn else tokens.new_empty(len(prompts), 0)
         return F.pad(out, (0, new_tokens - out.shape[1]), value=-1)
 
-    def _hidden(
-        self, tokens: Tensor, routing: Routing, cu_seqlens: Tensor | None, state: DecoderState | None
-    ) -> tuple[Tensor, DecoderState]:
-        x = self.embedding(routing.sort(tokens).clamp(min=0))
-        return self.decoder(x, routing, cu_seqlens=cu_seqlens, state=state, return_state=True)
+    def _embedded(self, tokens: Tensor, routing: Routing) -> Tensor:
+        return self.embedding(routing.sort(tokens).clamp(min=0))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)

@@ -171,12 +171,7 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise, as on construction: for a decoder that was made on the meta device."""
-        for module in self.modules():
-            if isinstance(module, (MixtureOfMamba, nn.Linear, nn.RMSNorm)):
-                module.reset_parameters()
-        for module in self.modules():  # a mixer's own initialisation of its linears comes last
-            if isinstance(module, MixtureOfMamba):
-                module.reset_parameters()
+        _reset(self)
         self._scale_down()
 
     @overload
@@ -234,6 +229,8 @@ class Decoder(nn.Module):
         hybrid = config.attention_every > 0
         if hybrid and cu_seqlens is not None and (state is not None or return_state):
             raise ValueError("cu_seqlens must come without state and return_state where there is attention")
+        if config.modulated and pictures is not None and pictures.condition is None:
+            raise ValueError("pictures must have a condition, since the decoder is modulated, got None")
         scope = None
         if hybrid:
             both_ways = pictures if config.bidirectional else None
@@ -263,3 +260,11 @@ class Decoder(nn.Module):
             return checkpoint(layer, *arguments, use_reentrant=False)
         contexts = partial(create_selective_checkpoint_contexts, sac_save_list())
         return checkpoint(layer, *arguments, use_reentrant=False, context_fn=contexts)
+
+
+def _reset(module: nn.Module) -> None:
+    for child in module.children():
+        if isinstance(child, (MixtureOfMamba, nn.Linear, nn.RMSNorm)):  # a mixer initialises what is in it
+            child.reset_parameters()
+        else:
+            _reset(child)

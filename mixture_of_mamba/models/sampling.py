@@ -72,11 +72,14 @@ class Regions:
         self._enters = self._enters.to(device)
 
     def advance(self, tokens: Tensor) -> None:
-        """See the next token of each sequence, int64 ``[sequences]``; -1 is padding and changes nothing."""
+        """See the next tokens of each sequence, int64 ``[sequences, n]``; -1 is padding and changes nothing."""
         real = tokens >= 0
         enters = torch.where(real, self._enters[tokens.clamp(min=0)], -1)
-        self.tokens = torch.where(enters >= 0, 0, self.tokens + real)
-        self.modality = torch.where(enters >= 0, enters, self.modality)
+        time = torch.arange(tokens.shape[1], device=tokens.device)
+        last = torch.where(enters >= 0, time, -1).max(1, keepdim=True).values  # where each was last moved to a region
+        moved = last.squeeze(1) >= 0
+        self.tokens = (real & (time > last)).sum(1) + torch.where(moved, 0, self.tokens)
+        self.modality = torch.where(moved, enters.gather(1, last.clamp(min=0)).squeeze(1), self.modality)
 
     def mask(self, logits: Tensor) -> Tensor:
         """``[sequences, vocabulary]`` with -inf where a token may not follow."""

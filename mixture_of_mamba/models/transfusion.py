@@ -80,6 +80,7 @@ class Transfusion(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         state: DecoderState | None = None,
+        return_state: bool = False,
     ) -> TransfusionOutput:
         """Any number of tokens: a batch, a chunk of it, one token; a picture is in one call as a whole.
 
@@ -90,13 +91,14 @@ class Transfusion(nn.Module):
             times: ``[pictures]`` of diffusion; 0 by default, which is clean.
             modality: ids ``[batch, length]`` (1 in pictures) if the data loader has them on the CPU, or the routing.
             cu_seqlens: int32 ``[sequences + 1]``, boundaries of packed documents in flat time order.
-            state: where the sequences start from.
+            state, return_state: to go on, as in :class:`Decoder`.
         """
         placement = self._placement(tokens, latents, positions)
         if times is None:
             times = torch.zeros(placement.count, device=tokens.device)
         _require_times(times, placement)
-        return self._run(tokens, placement, times, self._routing(tokens, placement, modality), cu_seqlens, state)
+        routing = self._routing(tokens, placement, modality)
+        return self._run(tokens, placement, times, routing, cu_seqlens, state, return_state)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """``[.., d_model]`` -> ``[.., text_size]``."""
@@ -150,7 +152,7 @@ class Transfusion(nn.Module):
             tokens = torch.where(of_token & is_text, self.without_text(tokens), tokens)
             labels = labels.masked_fill(of_token, IGNORED)
 
-        out = self._run(tokens, replace(placement, groups=noisy), times, routing, cu_seqlens, None)
+        out = self._run(tokens, replace(placement, groups=noisy), times, routing, cu_seqlens)
         text, text_count = self._text_loss(out.hidden, routing.sort(labels), routing)
         errors = torch.zeros((), device=tokens.device)
         for group, one, prediction in zip(placement.groups, noises, out.predictions, strict=True):
@@ -233,12 +235,13 @@ class Transfusion(nn.Module):
         times: Tensor,
         routing: Routing,
         cu_seqlens: Tensor | None,
-        state: DecoderState | None,
+        state: DecoderState | None = None,
+        return_state: bool = False,
     ) -> TransfusionOutput:
         x = self.embedding(routing.sort(tokens).clamp(min=0))
         flat = x.flatten(0, 1)
         if not placement.count and not torch.is_grad_enabled():  # with gradients, all parameters take part
-            y, new_state = self.decoder(x, routing, cu_seqlens=cu_seqlens, state=state, return_state=True)
+            y, new_state = self._decoded(x, routing, cu_seqlens, None, state, return_state)
             return TransfusionOutput(y, [], placement, routing, new_state)
         time = self.time(times)
         pictures = Pictures.from_spans(placement.begin, placement.lengths, routing, time)
@@ -247,14 +250,25 @@ class Transfusion(nn.Module):
             patches, skipped = self._patches_of(group, time[group.pictures])
             flat = flat.index_copy(0, where, patches.flatten(0, 1).to(flat.dtype))
             kept.append(skipped)
-        y, new_state = self.decoder(
-            flat.view(x.shape), routing, cu_seqlens=cu_seqlens, pictures=pictures, state=state, return_state=True
-        )
+        y, new_state = self._decoded(flat.view(x.shape), routing, cu_seqlens, pictures, state, return_state)
         predictions = []
         for group, where, skipped in zip(placement.groups, rows, kept, strict=True):
             made = y.flatten(0, 1).index_select(0, where).view(*group.places.shape, y.shape[-1])
             predictions.append(self.patches.decode(made, skipped, group.grid, time[group.pictures]))
         return TransfusionOutput(y, predictions, placement, routing, new_state)
+
+    def _decoded(
+        self,
+        x: Tensor,
+        routing: Routing,
+        cu_seqlens: Tensor | None,
+        pictures: Pictures | None,
+        state: DecoderState | None,
+        return_state: bool,
+    ) -> tuple[Tensor, DecoderState | None]:
+        if return_state:
+            return self.decoder(x, routing, cu_seqlens=cu_seqlens, pictures=pictures, state=state, return_state=True)
+        return self.decoder(x, routing, cu_seqlens=cu_seqlens, pictures=pictures, state=state), None
 
     def _patches_of(self, group: Group, time: Tensor) -> tuple[Tensor, list[Tensor]]:
         patches, skipped = self.patches.encode(group.latents.to(self.embedding.weight.dtype), time)

@@ -46,11 +46,11 @@ class TransfusionOutput:
         predictions: for each group of pictures of one size, ``[n, *grid, dim_latent]``: velocity, epsilon or v.
         placement: the groups; all pictures of one tensor of latents are one group, in order.
         routing: of the tokens.
-        state: after the last token.
+        state: after the last token, if asked for.
     """
 
     hidden: Tensor
     predictions: list[Tensor]
     placement: Placement
     routing: Routing
-    state: DecoderState
+    state: DecoderState | None

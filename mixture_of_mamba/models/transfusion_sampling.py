@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixture_of_mamba.models.placement import Latents, Positions
 from mixture_of_mamba.models.sampling import Sampling, draw
+from mixture_of_mamba.models.state import DecoderState
 from mixture_of_mamba.routing import Routing
 
 if TYPE_CHECKING:
@@ -47,10 +48,17 @@ class _Writer:
         self.model = model
         self.batch = tokens.shape[0]
         self.branches = branches
-        self.state = prompt.state
-        time = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-        last = torch.where(prompt.placement.modality(tokens) < 0, -1, time).max(1).values
-        self.hidden = prompt.hidden.flatten(0, 1)[prompt.routing.rows[last].long()]  # [batch, d_model]
+        self.state = _state(prompt)
+        routing, length = prompt.routing, tokens.shape[1]
+        rows = routing.rows.view(-1, length)[: self.batch]
+        time = torch.arange(length, device=tokens.device)
+        last = torch.where(rows < routing.offsets[-1], time, -1).max(1, keepdim=True).values
+        if bool((last < 0).any()):
+            raise ValueError("tokens must have a token that is no padding in every prompt, got a prompt without")
+        last_rows = rows.gather(1, last).squeeze(1)
+        self.hidden = prompt.hidden.flatten(0, 1)[last_rows.long()]  # [batch, d_model]
+        is_text = last_rows < routing.offsets[1]
+        self.waits = is_text & (tokens.gather(1, last).squeeze(1) == model.config.boi)  # for a picture
         self.columns: list[Tensor] = []
         self.latents: list[Tensor] = []
         self.positions: list[Tensor] = []
@@ -62,9 +70,10 @@ class _Writer:
     def write_text(self, tokens: Tensor) -> None:
         """The next token of every sequence, int64 ``[batch]``; -1 for those that wait."""
         self.columns.append(tokens.unsqueeze(1))
+        self.waits = self.waits | (tokens == self.model.config.boi)
         column = self._branched(tokens.unsqueeze(1))
-        out = self.model(column, state=self.state)
-        self.state = out.state
+        out = self.model(column, state=self.state, return_state=True)
+        self.state = _state(out)
         hidden = out.routing.unsort(out.hidden)[: self.batch, 0]
         self.hidden = torch.where((tokens >= 0).unsqueeze(1), hidden, self.hidden)
 
@@ -81,7 +90,7 @@ class _Writer:
 
         def run(x: Tensor, time: Tensor) -> TransfusionOutput:
             latents = x.repeat(branches, *[1] * (x.dim() - 1))
-            return model(blank, latents, positions, time.expand(len(rows)), routing, state=at_begin)
+            return model(blank, latents, positions, time.expand(len(rows)), routing, state=at_begin, return_state=True)
 
         x = noise
         times = torch.linspace(diffusion.last_time, 0, steps + 1, device=device)
@@ -91,12 +100,13 @@ class _Writer:
                 conditional, without = predicted.chunk(2)
                 predicted = without + guidance * (conditional - without)
             x = diffusion.step(x, predicted, time.expand(count), earlier.expand(count))
-        self.state = self.state.restore(rows, run(x, times[-1]).state)
+        self.state = self.state.restore(rows, _state(run(x, times[-1])))
 
         self.latents.append(x)
         self.positions.append(torch.stack((sequences, torch.full_like(sequences, self.length)), 1))
         column = torch.full((self.batch, length), -1, device=device)
         self.columns.append(column.index_fill(0, sequences, model.config.null))
+        self.waits = self.waits.index_fill(0, sequences, False)
         ends = torch.full((self.batch,), -1, device=device)
         self.write_text(ends.index_fill(0, sequences, model.config.eoi))
 
@@ -131,26 +141,21 @@ def generate(
     legal = torch.ones(config.text_size, dtype=torch.bool, device=device)
     legal[[config.eoi, config.null]] = False
     legal[config.boi] = may_begin
-    reversed_time = tokens.flip(1)
-    last = reversed_time.gather(1, (reversed_time >= 0).int().argmax(1, keepdim=True)).squeeze(1)
-    waits = last == config.boi
     left = torch.full((batch,), new_tokens, device=device)
     while True:
-        writes = (left > 0) & ~waits
+        writes = (left > 0) & ~writer.waits
         if bool(writes.any()):
             token = draw(model.text_logits(writer.hidden).masked_fill(~legal, -torch.inf), sampling)
             token = torch.where(writes, token, -1)
             writer.write_text(token)
-            waits = waits | (token == config.boi)
             left = left - writes.long()
             if stop is not None:
                 left = left.masked_fill(token == stop, 0)
-        elif bool(waits.any()):
-            sequences = waits.nonzero().squeeze(1)
+        elif bool(writer.waits.any()):
+            sequences = writer.waits.nonzero().squeeze(1)
             dtype = torch.promote_types(model.embedding.weight.dtype, torch.float32)
             noise = torch.randn(len(sequences), *shape, device=device, dtype=dtype, generator=generator)
             writer.draw_pictures(sequences, noise, steps, guidance)
-            waits = torch.zeros_like(waits)
         else:
             break
     return Generated(
@@ -165,9 +170,14 @@ def _read(
 ) -> TransfusionOutput:
     """The prompts, and under guidance the prompts without their text after them."""
     if branches == 1:
-        return model(tokens, latents, positions)
+        return model(tokens, latents, positions, return_state=True)
     where = torch.as_tensor(positions, dtype=torch.int64).reshape(-1, 2)
     shifted = where + where.new_tensor([tokens.shape[0], 0])
     both = torch.cat((tokens, model.without_text(tokens)))
     latents = torch.cat((latents, latents)) if isinstance(latents, Tensor) else [*latents, *latents]
-    return model(both, latents, torch.cat((where, shifted)))
+    return model(both, latents, torch.cat((where, shifted)), return_state=True)
+
+
+def _state(out: TransfusionOutput) -> DecoderState:
+    assert out.state is not None  # it was asked for
+    return out.state
