@@ -79,6 +79,7 @@ class CausalAttention(nn.Module):
     def __init__(self, config: DecoderConfig, **place: Any) -> None:
         super().__init__()
         self.heads = config.attention_heads
+        self.head_dim = config.d_model // config.attention_heads
         self.qkv_proj = _linear(config, config.d_model, 3 * config.d_model, **place)
         self.out_proj = _linear(config, config.d_model, config.d_model, **place)
 
@@ -87,7 +88,7 @@ class CausalAttention(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """``x`` and the result ``[batch, length, d_model]`` in sorted order."""
         qkv = routing.unsort(project(self.qkv_proj, x, routing))
-        qkv = qkv.view(*scope.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = qkv.view(*scope.shape, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         queries, keys, values = qkv.unbind(0)
         if state is not None:
             keys, values = torch.cat((state.keys, keys), 2), torch.cat((state.values, values), 2)

@@ -78,21 +78,27 @@ class LinearPatches(nn.Module):
         return patches.permute(order).reshape(len(tokens), *grid, self.dim_latent)
 
 
+def _group_norm(channels: int, **place: Any) -> nn.GroupNorm:
+    """As many as 32 groups, of four channels at least where there are four."""
+    return nn.GroupNorm(math.gcd(max(channels // 4, 1), 32), channels, **place)
+
+
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice; the time is added in between (DDPM, arXiv 2006.11239)."""
+    """GroupNorm, SiLU, convolution, twice; the time scales and shifts the second norm (arXiv 2105.05233)."""
 
     def __init__(self, inputs: int, outputs: int, d_model: int, **place: Any) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(math.gcd(inputs, 32), inputs, **place)
+        self.norm1 = _group_norm(inputs, **place)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, **place)
-        self.time = nn.Linear(d_model, outputs, **place)
-        self.norm2 = nn.GroupNorm(math.gcd(outputs, 32), outputs, **place)
+        self.time = nn.Linear(d_model, 2 * outputs, **place)
+        self.norm2 = _group_norm(outputs, **place)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, **place)
         self.skip = nn.Conv2d(inputs, outputs, 1, **place) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(time))[:, :, None, None]
-        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, 1)
+        y = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(y))
 
 
 class UNetPatches(nn.Module):
@@ -118,7 +124,7 @@ class UNetPatches(nn.Module):
         self.decoder = nn.Linear(d_model, widths[-1], **place)
         self.up_blocks = nn.ModuleList(ResidualBlock(2 * width, width, d_model, **place) for width in widths)
         self.ups = nn.ModuleList(nn.Conv2d(2 * width, width, 3, padding=1, **place) for width in widths[:-1])
-        self.norm_out = nn.GroupNorm(math.gcd(channels, 32), channels, **place)
+        self.norm_out = _group_norm(channels, **place)
         self.conv_out = nn.Conv2d(channels, dim_latent, 3, padding=1, **place)
 
     def encode(self, latents: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:

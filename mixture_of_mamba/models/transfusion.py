@@ -154,10 +154,11 @@ class Transfusion(nn.Module):
 
         out = self._run(tokens, replace(placement, groups=noisy), times, routing, cu_seqlens)
         text, text_count = self._text_loss(out.hidden, routing.sort(labels), routing)
-        errors = torch.zeros((), device=tokens.device)
+        errors = out.hidden.new_zeros((), dtype=torch.promote_types(out.hidden.dtype, torch.float32))
         for group, one, prediction in zip(placement.groups, noises, out.predictions, strict=True):
             target = self.diffusion.target(group.latents, one, times[group.pictures])
-            errors = errors + (prediction.float() - target.float()).square().flatten(1).mean(1).sum()
+            difference = prediction.to(errors.dtype) - target.to(errors.dtype)
+            errors = errors + difference.square().flatten(1).mean(1).sum()
         diffusion = errors / max(placement.count, 1)
         return TransfusionLosses(text, diffusion, text_count, placement.count, self.config.diffusion_weight)
 
