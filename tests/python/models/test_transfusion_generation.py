@@ -92,7 +92,7 @@ def test_pictures_and_text_of_ragged_prompts(decoder, guidance):
         mine = [one for one, (r, _) in zip(got.latents, got.positions.tolist(), strict=True) if r == row]
         assert len(mine) == len(pictures) - len(old)
         for one, other in zip(mine, pictures[len(old) :], strict=True):
-            torch.testing.assert_close(one, other)
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)  # diffusion times are float32
     assert (got.positions[:, 0] == 1).any()  # the prompt that ended with BOI
 
 
