@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mixture_of_mamba.models.config import DecoderConfig
 from mixture_of_mamba.models.decoder import Decoder
@@ -134,17 +135,36 @@ class Chameleon(nn.Module):
         return self._logits(routing.unsort(hidden)), new_state
 
     def loss(
-        self, tokens: Tensor, modality: Tensor | Routing | None = None, *, cu_seqlens: Tensor | None = None
+        self,
+        tokens: Tensor,
+        modality: Tensor | Routing | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        rows_at_once: int | None = None,
     ) -> ModalityLosses:
         """Next-token losses by modality of the label; ``.total()`` is what is minimised.
 
-        Every token is input; labels are sorted and hidden states are not moved. Arguments are those of
-        :meth:`forward`.
+        Every token is input; labels are sorted and hidden states are not moved.
+
+        Args:
+            tokens, modality, cu_seqlens: as in :meth:`forward`.
+            rows_at_once: logits of so many tokens are in memory at a time, and computed again for backward. Of 16,384
+                tokens and a vocabulary of 65,536 all of them take 4 GiB in float32, several times.
         """
+        if rows_at_once is not None and rows_at_once < 1:
+            raise ValueError(f"rows_at_once must be at least 1, got {rows_at_once}")
         routing = self.routing(tokens, modality)
-        logits = self._logits(self.decoder(self._embedded(tokens, routing), routing, cu_seqlens=cu_seqlens))
-        labels = routing.sort(next_tokens(tokens, cu_seqlens))
-        return modality_losses(logits, labels, self.vocabulary.modality_of(labels), self.vocabulary.num_modalities)
+        hidden = self.decoder(self._embedded(tokens, routing), routing, cu_seqlens=cu_seqlens).flatten(0, 1)
+        labels = routing.sort(next_tokens(tokens, cu_seqlens)).flatten()
+        if rows_at_once is None:
+            return self._losses(hidden, labels)
+        parts = zip(hidden.split(rows_at_once), labels.split(rows_at_once), strict=True)
+        losses = [checkpoint(self._losses, *part, use_reentrant=False) for part in parts]
+        return ModalityLosses(
+            cross_entropy=torch.stack([one.cross_entropy for one in losses]).sum(0),
+            z=torch.stack([one.z for one in losses]).sum(0),
+            count=torch.stack([one.count for one in losses]).sum(0),
+        )
 
     @torch.no_grad()
     def generate(
@@ -207,6 +227,10 @@ class Chameleon(nn.Module):
 
     def _embedded(self, tokens: Tensor, routing: Routing) -> Tensor:
         return self.embedding(routing.sort(tokens).clamp(min=0))
+
+    def _losses(self, hidden: Tensor, labels: Tensor) -> ModalityLosses:
+        logits = self._logits(hidden)
+        return modality_losses(logits, labels, self.vocabulary.modality_of(labels), self.vocabulary.num_modalities)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)

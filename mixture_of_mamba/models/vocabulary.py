@@ -77,8 +77,10 @@ class Vocabulary:
 
     def modality_of(self, tokens: Tensor) -> Tensor:
         """Modality ids of token ids, int64 with the same shape; -1 (padding) stays -1."""
-        ends = torch.tensor([self.first(m + 1) for m in range(self.num_modalities)], device=tokens.device)
-        return torch.where(tokens < 0, -1, torch.bucketize(tokens.contiguous(), ends, right=True))
+        modality = -(tokens < 0).long()
+        for m in range(1, self.num_modalities):
+            modality = modality + (tokens >= self.first(m))
+        return modality
 
     def tokens_of(self, codes: Sequence[int] | Tensor, modality: int) -> Tensor:
         """A region: begin, the codes (counted from 0 in their modality), end. int64 ``[codes + 2]``."""

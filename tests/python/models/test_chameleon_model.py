@@ -68,6 +68,16 @@ def test_losses_are_those_written_out(settings, tied):
     torch.testing.assert_close(losses.means(), expected[0] / expected[2])
 
 
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_a_loss_in_parts_has_the_same_gradients(rows):
+    model, tokens = make(), padded(PROMPTS, "left")
+    whole, parts = model.loss(tokens), model.loss(tokens, rows_at_once=rows)
+    for name in ("cross_entropy", "z", "count"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    gradients = [torch.autograd.grad(one.total(0.1), tuple(model.parameters())) for one in (whole, parts)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_next_tokens():
     tokens = torch.tensor([[-1, 3, 4, -1], [5, -1, 6, 7]])
     assert next_tokens(tokens).tolist() == [[-1, 4, -1, -1], [-1, -1, 7, -1]]
@@ -197,5 +207,7 @@ def test_wrong_inputs():
         model(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"modality must have the shape of tokens, \[1, 3\], got \[1, 2\]"):
         model.loss(torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="rows_at_once must be at least 1, got 0"):
+        model.loss(torch.zeros(1, 3, dtype=torch.int64), rows_at_once=0)
     with pytest.raises(ValueError, match="tokens must have a token that is no padding in every prompt"):
         model.generate(torch.tensor([[3, 4], [-1, -1]]), 2)
