@@ -8,21 +8,19 @@ ATTRIBUTION.txt is written beside it.
 from __future__ import annotations
 
 import io
-import os
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from training_kit.packs import MissingPackagesError, read_pack, write_pack
 
-__all__ = ["CREDIT", "SPRITE_SIZE", "MissingPackagesError", "SpritePack", "load_or_build_pack"]
+__all__ = ["CREDIT", "SPRITE_SIZE", "SpritePack", "load_or_build_pack"]
 
 SPRITE_SIZE = 40
 PACK_NAME = "emoji_scenes.npz"
 PACK_FORMAT = 1
 MAX_WORDS = 3
-INSTALL = "pip install -r examples/python/requirements.txt"
 FULLY_QUALIFIED = 2  # the `status` of the emoji package
 VARIATION_SELECTOR = "\ufe0f"
 
@@ -36,10 +34,6 @@ emoji_scenes.npz holds pictures rendered from OpenMoji {version} (https://openmo
 Licence: {license} ({url}). The drawings were rasterised at {size} x {size} pixels, otherwise unchanged.
 Names: the Python package emoji {emoji_version} (Unicode CLDR short names).
 """
-
-
-class MissingPackagesError(Exception):
-    """The packages that hold the drawings are not installed; the message says how to install them."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +58,15 @@ def load_or_build_pack(folder: Path, concepts: int | None = None) -> SpritePack:
         MissingPackagesError: there is no pack and the packages to build it from are not installed.
     """
     path = folder / PACK_NAME
-    pack = _read(path)
-    if pack is not None:
-        return pack
-    try:
-        pack, attribution = _build(concepts)
-    except ImportError as error:
-        raise MissingPackagesError(f"the drawings are not installed ({error.name} is missing): {INSTALL}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(folder / "ATTRIBUTION.txt", attribution.encode())
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, format=PACK_FORMAT, sprites=pack.sprites, names=np.array(pack.names))
-    _write_atomically(path, buffer.getvalue())
-    return pack
-
-
-def _read(path: Path) -> SpritePack | None:
-    """The pack, or None where there is none of this format: a new one then replaces the file."""
-    try:
-        with np.load(path) as arrays:
-            if int(arrays["format"]) == PACK_FORMAT:
-                return SpritePack(arrays["sprites"], arrays["names"].tolist())
-    except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        pass
-    return None
+    arrays = read_pack(path, PACK_FORMAT)
+    if arrays is None:
+        try:
+            pack, attribution = _build(concepts)
+        except ImportError as error:
+            raise MissingPackagesError("the drawings", error.name) from error
+        arrays = {"sprites": pack.sprites, "names": np.array(pack.names)}
+        write_pack(path, PACK_FORMAT, arrays, ("ATTRIBUTION.txt", attribution))
+    return SpritePack(arrays["sprites"], arrays["names"].tolist())
 
 
 def _build(concepts: int | None) -> tuple[SpritePack, str]:
@@ -135,13 +114,3 @@ def _concepts(emoji_data: dict[str, dict]) -> list[tuple[int, str]]:
 
 def _comes_first(code_point: int) -> bool:
     return any(first <= code_point <= last for first, last in FIRST_BLOCKS)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Readers see no file or the whole file, whenever this process or another builder is killed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

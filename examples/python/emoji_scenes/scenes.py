@@ -7,7 +7,9 @@ scenes as one that never stopped. Pictures are rendered in batches with torch, o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +21,13 @@ from emoji_scenes.pack import MAX_WORDS, SpritePack
 
 __all__ = [
     "BACKGROUNDS",
+    "COLOUR_NAMES",
     "IMAGE_SIZE",
+    "NOBODY",
+    "PLACE_NAMES",
     "Scene",
     "SceneSource",
+    "Scenes",
     "longest_caption",
     "render",
     "sprite_tensor",
@@ -46,6 +52,7 @@ PLACES = {"left of": (-0.5, 0.0), "right of": (0.5, 0.0), "above": (0.0, -0.5), 
 PLACE_NAMES = tuple(PLACES)
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
+NOBODY = -1
 SINGLE_SHARE = 0.5
 SINGLE_SIZE = (0.96, 1.04)  # of the picture's side
 PAIR_SIZE = (0.54, 0.58)
@@ -55,23 +62,53 @@ MAX_TURN = np.deg2rad(4.0)
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two sprites on a background.
+    """One or two sprites on a background: what a scene of :class:`Scenes` is, for people.
 
     Attributes:
         concepts: indices into the pack.
-        poses: ``[concepts, 4]``, x, y, size and turn of each.
-        background: index into BACKGROUNDS.
         captions: all that are true of it, the one it goes by first: what is left of a thing has that to its right.
     """
 
     concepts: tuple[int, ...]
-    poses: np.ndarray
     background: int
     captions: tuple[str, ...]
 
     @property
     def caption(self) -> str:
         return self.captions[0]
+
+
+@dataclass(frozen=True)
+class Scenes(Sequence[Scene]):
+    """Scenes as arrays, one row each; ``scenes[index]`` is one of them as a :class:`Scene`.
+
+    Attributes:
+        names: of the pack.
+        concepts: ``[scenes, 2]``, indices into the pack; the second is NOBODY where there is one drawing.
+        places: ``[scenes]``, index into PLACES: where the first one is, seen from the second.
+        backgrounds: ``[scenes]``, index into BACKGROUNDS.
+        poses: float32 ``[scenes, 2, 4]``, x, y, size and turn of each.
+    """
+
+    names: list[str]
+    concepts: np.ndarray
+    places: np.ndarray
+    backgrounds: np.ndarray
+    poses: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            arrays = (self.concepts, self.places, self.backgrounds, self.poses)
+            return Scenes(self.names, *(array[index] for array in arrays))
+        concepts = tuple(concept for concept in self.concepts[index].tolist() if concept != NOBODY)
+        names = [self.names[concept] for concept in concepts]
+        place, background = PLACE_NAMES[self.places[index]], int(self.backgrounds[index])
+        orders = [(place, names), (OPPOSITES[place], names[::-1])][: len(names)]
+        captions = tuple(f" {relation} ".join(order) + f" on {COLOUR_NAMES[background]}" for relation, order in orders)
+        return Scene(concepts, background, captions)
 
 
 class SceneSource:
@@ -85,11 +122,11 @@ class SceneSource:
 
     def __init__(self, pack: SpritePack, concepts: list[int], seed: int, stream: int) -> None:
         self.names = pack.names
-        self.concepts = concepts
+        self.concepts = np.array(concepts)
         self.seed = seed
         self.stream = stream
 
-    def batch(self, step: int, size: int) -> list[Scene]:
+    def batch(self, step: int, size: int) -> Scenes:
         random = np.random.default_rng([self.seed, self.stream, step])
         count = len(self.concepts)
         backgrounds = random.integers(len(COLOUR_NAMES), size=size)
@@ -104,20 +141,11 @@ class SceneSource:
         sizes = low + (high - low) * random.random((size, 2))
         turns = random.uniform(-MAX_TURN, MAX_TURN, size=(size, 2))
         poses = np.concatenate((centres + jitter, sizes[..., None], turns[..., None]), axis=2).astype(np.float32)
-        rows = zip(first.tolist(), second.tolist(), places.tolist(), backgrounds.tolist(), paired.tolist(), strict=True)
-        return [self._scene(*row, poses[index]) for index, row in enumerate(rows)]
-
-    def _scene(self, first: int, second: int, place: int, background: int, paired: bool, poses: np.ndarray) -> Scene:
-        concepts = tuple(self.concepts[index] for index in ((first, second) if paired else (first,)))
-        names = [self.names[concept] for concept in concepts]
-        orders = [(PLACE_NAMES[place], names)]
-        if paired:
-            orders.append((OPPOSITES[PLACE_NAMES[place]], names[::-1]))
-        captions = tuple(f" {relation} ".join(order) + f" on {COLOUR_NAMES[background]}" for relation, order in orders)
-        return Scene(concepts, poses[: len(concepts)], background, captions)
+        concepts = np.stack((self.concepts[first], np.where(paired, self.concepts[second], NOBODY)), 1)
+        return Scenes(self.names, concepts, places, backgrounds, poses)
 
 
-def render(scenes: list[Scene], sprites: Tensor) -> Tensor:
+def render(scenes: Scenes, sprites: Tensor) -> Tensor:
     """Pictures of scenes.
 
     Args:
@@ -130,14 +158,14 @@ def render(scenes: list[Scene], sprites: Tensor) -> Tensor:
     device = sprites.device
     side = IMAGE_SIZE * SUPERSAMPLING
     palette = np.array(list(BACKGROUNDS.values()), dtype=np.float32) / 255
-    backgrounds = to_device(palette[[scene.background for scene in scenes]], device)
+    backgrounds = to_device(palette[scenes.backgrounds], device)
     canvas = backgrounds[:, :, None, None].expand(-1, -1, side, side).contiguous()
     for layer in range(2):
-        members = np.array([index for index, scene in enumerate(scenes) if layer < len(scene.concepts)], dtype=np.int64)
+        members = np.flatnonzero(scenes.concepts[:, layer] != NOBODY)
         if not len(members):
             continue
-        concepts = to_device(np.array([scenes[index].concepts[layer] for index in members]), device)
-        maps = to_device(_inverse_maps(np.stack([scenes[index].poses[layer] for index in members])), device)
+        concepts = to_device(scenes.concepts[members, layer], device)
+        maps = to_device(_inverse_maps(scenes.poses[members, layer]), device)
         grid = functional.affine_grid(maps, [len(members), 4, side, side], align_corners=False)
         drawn = functional.grid_sample(sprites[concepts], grid, align_corners=False)
         at = to_device(members, device)

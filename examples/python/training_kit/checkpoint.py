@@ -14,9 +14,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["CheckpointError", "JsonLines", "load_checkpoint", "read_json_lines", "remove_checkpoint", "save_checkpoint"]
+__all__ = [
+    "METRICS_NAME",
+    "TIMING_NAME",
+    "CheckpointError",
+    "JsonLines",
+    "load_checkpoint",
+    "read_json_lines",
+    "remove_checkpoint",
+    "save_checkpoint",
+]
 
 CHECKPOINT_NAME = "checkpoint.pt"
+METRICS_NAME = "metrics.jsonl"
+TIMING_NAME = "timing.jsonl"
 CONTENT = {"config", "step", "seconds", "tokens", "threads", "model", "optimizer", "constants", "positions"}
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from torch import Tensor
 
-__all__ = ["PictureRow", "plot_losses", "plot_pictures"]
+__all__ = ["PictureRow", "pixels", "plot_losses", "plot_pictures"]
 
 SMOOTHING = 0.95
 CAPTION_WIDTH = 17
@@ -24,7 +25,12 @@ ENLARGED_FROM = 0.5  # of the steps
 
 
 def plot_losses(
-    path: Path, runs: dict[str, list[dict[str, Any]]], modalities: list[str], floors: dict[str, float], floor_name: str
+    path: Path,
+    runs: dict[str, list[dict[str, Any]]],
+    modalities: list[str],
+    floors: dict[str, float],
+    floor_name: str,
+    units: dict[str, str],
 ) -> None:
     """A column per modality: training loss (smoothed), held-out loss (points), a dashed line; below, the end enlarged.
 
@@ -34,6 +40,7 @@ def plot_losses(
         modalities: names of the losses in the records.
         floors: modality -> height of the dashed line.
         floor_name: what it is.
+        units: modality -> what its axis says.
     """
     figure, axes = pyplot.subplots(
         2, len(modalities), figsize=(5.5 * len(modalities), 6.6), height_ratios=(3, 2), squeeze=False,
@@ -46,9 +53,9 @@ def plot_losses(
             _plot_run(axis, below, f"C{index}", label, train, held_out)
         floor = floors[modality]
         axis.axhline(floor, color="grey", linestyle="--", label=f"{floor_name}: {floor:.3f}")
-        axis.set(title=f"{modality} tokens", ylabel="nats a token", ylim=(0, HEADROOM * floor))
+        axis.set(title=modality, ylabel=units[modality], ylim=(0, HEADROOM * floor))
         axis.legend(loc="upper right", fontsize=9, framealpha=1)
-        below.set(title="the second half", xlabel="step", ylabel="nats a token")
+        below.set(title="the second half", xlabel="step", ylabel=units[modality])
         for each in (axis, below):
             each.grid(alpha=0.3)
     _save(figure, path)
@@ -90,6 +97,11 @@ class PictureRow:
     heading: str
     pictures: np.ndarray
     remarks: list[tuple[str, bool]] | None = None
+
+
+def pixels(pictures: Tensor) -> np.ndarray:
+    """``[count, 3, height, width]`` -> ``[count, height, width, 3]``."""
+    return pictures.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def plot_pictures(path: Path, captions: list[str], rows: list[PictureRow], credit: str) -> None:

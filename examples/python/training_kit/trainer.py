@@ -14,43 +14,22 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from training_kit.checkpoint import JsonLines, remove_checkpoint, save_checkpoint
+from training_kit.checkpoint import METRICS_NAME, TIMING_NAME, JsonLines, remove_checkpoint, save_checkpoint
 from training_kit.optimizer import learning_rate, make_adamw
+from training_kit.task import StepResult, Task
 
-__all__ = ["METRICS_NAME", "TIMING_NAME", "StepResult", "Task", "make_deterministic", "resume_command", "train"]
+__all__ = ["make_deterministic", "resume_command", "train"]
 
-METRICS_NAME = "metrics.jsonl"
-TIMING_NAME = "timing.jsonl"
 FLUSH_EVERY = 10  # steps; reading losses back waits for the device
 LOG_SECONDS = 15  # between the bar's lines where nobody sees it move
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """``loss`` to minimise, detached ``losses`` by modality to report, and how many tokens they are of."""
-
-    loss: Tensor
-    losses: dict[str, Tensor]
-    num_tokens: int
-
-
-class Task(Protocol):
-    """What is trained. ``constants`` are tensors that a resumed run takes from its checkpoint."""
-
-    model: nn.Module
-    constants: dict[str, Tensor]
-
-    def training_step(self, step: int) -> StepResult: ...
-
-    def evaluate(self) -> dict[str, float]: ...
 
 
 class StopSignal:
@@ -99,7 +78,8 @@ def train(task: Task, args: argparse.Namespace, config: dict[str, Any], checkpoi
         CheckpointError: the files beside the checkpoint are shorter than they were when it was made.
         FloatingPointError: the loss is no longer finite.
     """
-    args.output.mkdir(parents=True, exist_ok=True)
+    if task.world.is_main:
+        args.output.mkdir(parents=True, exist_ok=True)
     run = _Run(task, args, config, checkpoint)
     with StopSignal() as stop:
         run.go(stop)
@@ -121,6 +101,7 @@ class _Run:
         self, task: Task, args: argparse.Namespace, config: dict[str, Any], checkpoint: dict[str, Any] | None
     ) -> None:
         self.task = task
+        self.world = task.world
         self.args = args
         self.config = config
         self.optimizer = make_adamw(task.model, args.weight_decay)
@@ -133,24 +114,33 @@ class _Run:
         self.pending_since = time.perf_counter()
         positions = {METRICS_NAME: 0, TIMING_NAME: 0}
         if checkpoint is None:
-            remove_checkpoint(args.output)
+            if self.world.is_main:
+                remove_checkpoint(args.output)
         else:
             self._restore(checkpoint)
             positions = checkpoint["positions"]
-        self.files = {name: JsonLines(args.output / name, position) for name, position in positions.items()}
+        self.files = {}
+        if self.world.is_main:
+            self.files = {name: JsonLines(args.output / name, position) for name, position in positions.items()}
 
     def go(self, stop: StopSignal) -> None:
         args = self.args
         self.pending_since = time.perf_counter()
         interval = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-        with tqdm(total=args.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
-            while self.step < args.steps and not stop.requested:
+        bar = tqdm(
+            total=args.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True,
+            disable=not self.world.is_main,
+        )  # fmt: skip
+        with bar:
+            while self.step < args.steps and not self._shall_stop(stop):
                 self._one_step()
                 if self.step == args.steps or self.step % FLUSH_EVERY == 0:
                     bar.set_postfix_str(self._flush(), refresh=False)
                 bar.update()
                 if self.step == args.steps or self.step % args.eval_every == 0:
-                    bar.write(self._evaluate())
+                    line = self._evaluate()
+                    if self.world.is_main:
+                        bar.write(line)
                 if self.step % args.save_every == 0:
                     self._save()
         if self.saved_step != self.step:
@@ -158,17 +148,23 @@ class _Run:
         for file in self.files.values():
             file.close()
 
+    def _shall_stop(self, stop: StopSignal) -> bool:
+        """Several processes must agree on the step that is their last one; asking costs a wait for the device."""
+        if self.world.size == 1:
+            return stop.requested
+        return self.step % FLUSH_EVERY == 0 and self.world.any(stop.requested)
+
     def _one_step(self) -> None:
         rate = learning_rate(self.step, self.args.steps, self.args.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         result = self.task.training_step(self.step)
-        result.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), self.args.clip)
+        result.backward.backward()
+        norm = self.world.clip(self.task.model, self.args.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        result = StepResult(result.loss.detach(), result.losses, result.num_tokens)
+        result = replace(result, backward=result.loss)  # let go of the graph
         self.pending.append(_Pending(self.step, rate, norm, result))
 
     def _flush(self) -> str:
@@ -182,7 +178,7 @@ class _Run:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {one.step}; a smaller --lr may help")
             optimisation = {"lr": one.learning_rate, "grad_norm": one.gradient_norm.item()}
-            self.files[METRICS_NAME].write({"step": one.step, "kind": "train", "loss": loss, **losses, **optimisation})
+            self._write(METRICS_NAME, {"step": one.step, "kind": "train", "loss": loss, **losses, **optimisation})
             for name in means:
                 means[name] += losses[name] / len(self.pending)
         elapsed = time.perf_counter() - self.pending_since
@@ -200,34 +196,40 @@ class _Run:
         with torch.no_grad():
             losses = self.task.evaluate()
         self.task.model.train()
-        self.files[METRICS_NAME].write({"step": self.step, "kind": "validation", **losses})
+        self._write(METRICS_NAME, {"step": self.step, "kind": "validation", **losses})
         timing = {"training_seconds": round(self.seconds, 3), "tokens_per_second": round(self.rate)}
-        self.files[TIMING_NAME].write({"step": self.step, "tokens": self.tokens, **timing})
+        self._write(TIMING_NAME, {"step": self.step, "tokens": self.tokens, **timing})
         self.pending_since = time.perf_counter()
         text = ", ".join(f"{name.replace('_', ' ')} {loss:.3f}" for name, loss in losses.items())
         return f"step {self.step:>6} of {self.args.steps}: held-out {text}; {self.rate:,.0f} tokens/s"
 
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        if self.world.is_main:
+            self.files[name].write(record)
+
     def _save(self) -> None:
         self._flush()
+        self.saved_step = self.step
+        model, optimizer = self.world.state(self.task.model, self.optimizer)
+        if not self.world.is_main:
+            return
         content = {
             "config": self.config,
             "step": self.step,
             "seconds": self.seconds,
             "tokens": self.tokens,
             "threads": torch.get_num_threads(),
-            "model": self.task.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "constants": self.task.constants,
             "positions": {name: file.sync() for name, file in self.files.items()},
         }
         save_checkpoint(self.args.output, content)
-        self.saved_step = self.step
         self.pending_since = time.perf_counter()
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         torch.set_num_threads(checkpoint["threads"])  # sums are split by thread, and their last bits show it
-        self.task.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.world.restore(self.task.model, self.optimizer, (checkpoint["model"], checkpoint["optimizer"]))
         self.step = self.saved_step = checkpoint["step"]
         self.seconds = checkpoint["seconds"]
         self.tokens = checkpoint["tokens"]

