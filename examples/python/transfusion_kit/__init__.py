@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text as tokens and images as continuous latents, as in Transfusion."""
