@@ -34,13 +34,13 @@ class SpeechPreset(Preset):
 CHAMELEON = {
     "tiny": Preset(64, 2, concepts=32, codes=128, batch=16, steps=300, lr=6e-3, save_every=100),
     "small": Preset(128, 4, concepts=64, codes=768, batch=16, steps=3000, lr=4e-3, save_every=100),
-    "base": Preset(512, 12, concepts=None, codes=1024, batch=256, steps=4000, lr=1e-3, save_every=500),
+    "base": Preset(512, 12, concepts=None, codes=1024, batch=128, steps=2000, lr=1e-3, save_every=500),
     "large": Preset(1024, 24, concepts=None, codes=2048, batch=256, steps=10000, lr=5e-4, save_every=1000),
 }
 THREE = {
     "tiny": SpeechPreset(64, 2, 32, codes=128, speech_codes=128, batch=12, steps=300, lr=6e-3, save_every=100),
-    "small": SpeechPreset(128, 4, 64, codes=512, speech_codes=512, batch=12, steps=2400, lr=4e-3, save_every=100),
-    "base": SpeechPreset(512, 12, 512, codes=1024, speech_codes=1024, batch=192, steps=4000, lr=1e-3, save_every=500),
+    "small": SpeechPreset(128, 4, 64, codes=512, speech_codes=512, batch=12, steps=2000, lr=4e-3, save_every=100),
+    "base": SpeechPreset(512, 12, 512, codes=1024, speech_codes=1024, batch=96, steps=2000, lr=1e-3, save_every=500),
     "large": SpeechPreset(1024, 24, 512, codes=2048, speech_codes=2048, batch=192, steps=9000, lr=5e-4, save_every=900),
 }  # fmt: skip
 

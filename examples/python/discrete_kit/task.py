@@ -7,7 +7,7 @@ import argparse
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from emoji_scenes import HELD_OUT_SEED, SceneSource, Splits, render, sprite_tensor
@@ -53,6 +53,7 @@ class DiscreteTask(Task):
         constants: of a checkpoint to go on from, or empty; then the tokenisers are fitted here.
     """
 
+    units: ClassVar = dict.fromkeys(MODALITIES, "nats a token")
     baseline_name = "unigram entropy"
 
     def __init__(
@@ -68,7 +69,6 @@ class DiscreteTask(Task):
             self.speech_tokeniser = SpeechTokeniser(self.constants["speech_codebook"])
             speech, codes = SpokenScenes(data.speech, self.speech_tokeniser), (args.codes, args.speech_codes)
         self.modalities = MODALITIES[: 1 + len(codes)]
-        self.units = dict.fromkeys(self.modalities, "nats a token")
         vocabulary = Vocabulary(data.pack.names, self.splits.known, codes)
         patches = tokeniser.encode(render(self.splits.fitting.batch(0, 1), sprites)).shape[1]
         self.streams = TokenStreams(vocabulary, tokeniser, sprites, patches, speech)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
@@ -39,13 +39,13 @@ class Setting:
         parse: its description -> its arguments.
         arguments: names of the setting's own arguments that a run and its continuation must agree on.
         load: arguments -> data; ``args.concepts`` becomes a number.
-        task: (arguments, data, world, constants of a checkpoint or {}) -> what is trained.
+        task: what is trained, made of (arguments, data, world, constants of a checkpoint or {}).
     """
 
     parse: Callable[[str], argparse.Namespace]
     arguments: tuple[str, ...]
     load: Callable[[argparse.Namespace], Data]
-    task: Callable[[argparse.Namespace, Any, World, dict[str, torch.Tensor]], Task]
+    task: type[Task]
 
 
 def run(description: str, setting: Setting) -> int:

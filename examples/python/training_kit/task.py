@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,8 @@ class StepResult:
 class Task(ABC):
     """Model and data of a run.
 
-    A subclass sets ``constants`` (tensors that a resumed run takes from its checkpoint) and its data, then calls
-    :meth:`prepare`.
+    A subclass sets ``args``, ``world``, ``constants`` (tensors that a resumed run takes from its checkpoint) and its
+    data, then calls :meth:`prepare`.
 
     Attributes:
         model: forward gives float32 ``[rows, modalities]``: first losses, then what else the objective needs, last
@@ -63,8 +63,8 @@ class Task(ABC):
     model: nn.Module
     constants: dict[str, Tensor]
     modalities: tuple[str, ...]
-    units: dict[str, str]
-    baseline_name: str
+    units: ClassVar[dict[str, str]]
+    baseline_name: ClassVar[str]
 
     def prepare(self) -> None:
         """Make the model, and spread it over the processes."""
@@ -72,6 +72,9 @@ class Task(ABC):
         parallel = self.world.spread(self.model, self.blocks(self.model))
         # Graphs for fixed shapes only: which graph a step runs must not depend on what ran before it.
         self.forward = torch.compile(parallel, dynamic=False) if self.args.compile else parallel
+
+    @abstractmethod
+    def __init__(self, args: argparse.Namespace, data: Any, world: World, constants: dict[str, Tensor]) -> None: ...
 
     @abstractmethod
     def build(self, mixer: str | None = None) -> nn.Module:

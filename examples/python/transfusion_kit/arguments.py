@@ -27,8 +27,8 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(64, 2, concepts=32, latents=12, batch=16, steps=300, lr=6e-3, save_every=100),
-    "small": Preset(128, 4, concepts=64, latents=16, batch=16, steps=3000, lr=4e-3, save_every=100),
-    "base": Preset(512, 12, concepts=None, latents=16, batch=256, steps=4000, lr=1e-3, save_every=500),
+    "small": Preset(128, 4, concepts=64, latents=16, batch=16, steps=1800, lr=4e-3, save_every=100),
+    "base": Preset(512, 12, concepts=None, latents=16, batch=128, steps=2000, lr=1e-3, save_every=500),
     "large": Preset(1024, 24, concepts=None, latents=24, batch=256, steps=10000, lr=5e-4, save_every=1000),
 }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from discrete_kit.data import DiscreteData
@@ -61,7 +61,7 @@ class TransfusionTask(Task):
     """
 
     modalities = ("text", "image")
-    units = {"text": "nats a token", "image": "squared error of the velocity"}  # noqa: RUF012
+    units: ClassVar = {"text": "nats a token", "image": "squared error of the velocity"}
     baseline_name = "without context"
 
     def __init__(
