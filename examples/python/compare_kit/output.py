@@ -55,7 +55,7 @@ def as_markdown(comparison: Comparison) -> str:
     tokens = comparison.summaries[dense][0]["timing"]["tokens"]
     lines += [
         "",
-        f"{seeds} seeds, mean ± standard deviation. A run: {steps} steps, {tokens / 1e6:.2f} M tokens, {flops:.3g} FLOPs.",
+        f"{seeds} seeds, mean ± standard deviation. {steps} steps, {tokens / 1e6:.2f} M tokens, {flops:.3g} FLOPs.",
         f"{counts}. FLOPs a step: {comparison.flops_per_step[dense]:.4g} and {comparison.flops_per_step[mixed]:.4g}.",
         "To match: what the second needs to reach the last loss of the first with the same seed, in shares of the run.",
     ]

@@ -80,7 +80,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenes(Sequence[Scene]):
-    """Scenes as arrays, one row each; ``scenes[index]`` is one of them as a :class:`Scene`.
+    """Scenes as arrays, one row each; ``scenes[number]`` is one as a :class:`Scene`, any other index gives Scenes.
 
     Attributes:
         names: of the pack.
@@ -100,7 +100,7 @@ class Scenes(Sequence[Scene]):
         return len(self.concepts)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
+        if isinstance(index, slice | np.ndarray):
             arrays = (self.concepts, self.places, self.backgrounds, self.poses)
             return Scenes(self.names, *(array[index] for array in arrays))
         concepts = tuple(concept for concept in self.concepts[index].tolist() if concept != NOBODY)

