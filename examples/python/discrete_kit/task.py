@@ -62,8 +62,9 @@ class DiscreteTask(Task):
         self.args, self.world = args, world
         sprites = sprite_tensor(data.pack, world.device)
         self.splits = Splits(data.pack, args.seed)
-        self.constants = world.agreed(constants or fit_codebooks(args, data, self.splits.fitting, sprites))
-        tokeniser = PatchTokeniser(self.constants["codebook"].to(world.device))
+        constants = constants or fit_codebooks(args, data, self.splits.fitting, sprites)
+        self.constants = world.agreed({name: tensor.to(world.device) for name, tensor in constants.items()})
+        tokeniser = PatchTokeniser(self.constants["codebook"])
         self.speech_tokeniser, speech, codes = None, None, (args.codes,)
         if data.speech is not None:
             self.speech_tokeniser = SpeechTokeniser(self.constants["speech_codebook"])
@@ -139,5 +140,5 @@ def fit_codebooks(
     codebooks = {"codebook": PatchTokeniser.fit(pictures, args.codes, HELD_OUT_SEED).codebook}
     if data.speech is not None:
         speech = SpeechTokeniser.fit(data.speech.frames, args.speech_codes, HELD_OUT_SEED)
-        codebooks["speech_codebook"] = speech.codebook.to(sprites.device)
+        codebooks["speech_codebook"] = speech.codebook
     return codebooks

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import signal
 import sys
@@ -59,6 +60,9 @@ def make_deterministic(seed: int) -> None:
 
 
 def resume_command() -> str:
+    """Of this process; a launcher's is not known here."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "the same torchrun command"
     return shlex.join(word for word in sys.orig_argv if word != "--fresh")
 
 

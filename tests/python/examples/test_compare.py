@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RunScript
+from example_support import RunScript
 
 TINY = shlex.split(
     "--setting chameleon --seeds 1 --jobs 2 --size tiny --steps 24 --d-model 32 --layers 1 --concepts 24 --codes 64 "

@@ -16,7 +16,7 @@ CONCEPTS = 24
 
 
 @pytest.fixture(scope="module")
-def parts(data: Path) -> SimpleNamespace:
+def parts(data: Path, voices: None) -> SimpleNamespace:
     """Drawings, their names spoken, and a stream of all three modalities."""
     names = ("emoji_scenes", "spoken_names", "scene_streams.patches", "scene_streams.vocabulary", "discrete_kit.data")
     scenes, speech, patches, vocabulary, discrete = map(importlib.import_module, names)

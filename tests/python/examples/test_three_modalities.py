@@ -14,7 +14,7 @@ import wave
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, RunScript
+from example_support import EXAMPLES, RunScript
 
 STEPS = 90
 TINY = shlex.split(
@@ -30,7 +30,7 @@ def options(data: Path, output: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def reference(run_script: RunScript, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(run_script: RunScript, voices: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     assert run_script("three_modalities", options(data, folder)) == 0
     return folder

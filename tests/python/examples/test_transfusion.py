@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXAMPLES, RunScript
+from example_support import EXAMPLES, RunScript
 
 STEPS = 80
 TINY = shlex.split(
