@@ -28,8 +28,8 @@ LEVEL = 0.7  # of full scale, the loudest sample of a phrase
 
 SPEECH_CREDIT = "speech: synthesised with eSpeak NG"
 ATTRIBUTION = """\
-{name} holds mel spectrograms of phrases synthesised with eSpeak NG {version} (https://github.com/espeak-ng/espeak-ng),
-voices {voices}. The program is licensed under GPL-3.0-or-later; it is not part of the pack.
+spoken_names_*.npz hold mel spectrograms of phrases synthesised with eSpeak NG {version}
+(https://github.com/espeak-ng/espeak-ng), voices {voices}. The program is licensed under GPL-3.0-or-later; it is not part of the packs.
 """
 
 
@@ -66,7 +66,7 @@ def load_or_build_speech(folder: Path, phrases: list[str]) -> SpeechPack:
             raise MissingPackagesError("the voices", error.name) from error
         frames, ends, version = _build(espeakng_loader, phrases)
         arrays = {"phrases": np.array(phrases), "frames": frames, "ends": ends}
-        attribution = ATTRIBUTION.format(name=path.name, version=version, voices=", ".join(VOICES))
+        attribution = ATTRIBUTION.format(version=version, voices=", ".join(VOICES))
         write_pack(path, PACK_FORMAT, arrays, ("ATTRIBUTION_speech.txt", attribution))
     return SpeechPack(arrays["phrases"].tolist(), arrays["frames"], arrays["ends"])
 
