@@ -29,7 +29,8 @@ LEVEL = 0.7  # of full scale, the loudest sample of a phrase
 SPEECH_CREDIT = "speech: synthesised with eSpeak NG"
 ATTRIBUTION = """\
 spoken_names_*.npz hold mel spectrograms of phrases synthesised with eSpeak NG {version}
-(https://github.com/espeak-ng/espeak-ng), voices {voices}. The program is licensed under GPL-3.0-or-later; it is not part of the packs.
+(https://github.com/espeak-ng/espeak-ng), voices {voices}.
+The program is licensed under GPL-3.0-or-later; it is not part of the packs.
 """
 
 
