@@ -57,7 +57,7 @@ def draw_samples(
             judged(writer.captions_of_speech(each), scenes, background=False) for each in (recorded, spoken)
         )
         shares |= {"held-out speech": share_right(heard), "its own speech": share_right(reheard)}
-        width = streams.speech.longest * FRAMES_PER_CODE
+        width = max(int((each[shown] != HOLE).sum(1).max()) for each in (recorded, spoken)) * FRAMES_PER_CODE
         for name, sounds, heading, remarks in (
             ("recorded", recorded[shown], "a recording's\ntokens, and\nwhat the model\nhears in them", heard[shown]),
             ("spoken", spoken[shown], "what the\nmodel says\nfor the caption", reheard[shown]),
@@ -115,7 +115,7 @@ class _Writer:
         greedy = models.Sampling(0)
         length = self.streams.vocabulary.longest_caption + 1
         tokens = self.model.generate(prompt, length, sampling=greedy, stop=EOS, regions=False)
-        return [self.streams.vocabulary.decode_text([i for i in row if i != HOLE]) for row in tokens.tolist()]
+        return [self.streams.vocabulary.decode_text(row) for row in tokens.tolist()]
 
 
 def _between(begin: int, body: Tensor, end: int) -> Tensor:

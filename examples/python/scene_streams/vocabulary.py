@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from emoji_scenes import COLOUR_NAMES, NOBODY, PLACE_NAMES, Scenes, longest_caption, template_words
 
@@ -55,7 +57,14 @@ class Vocabulary:
         return np.pad(rows, ((0, 0), (0, self.longest_caption - rows.shape[1])), constant_values=HOLE)
 
     def decode_text(self, ids: list[int]) -> str:
-        """Up to the first ``<eos>``; ids of other modalities are left out."""
+        """Words up to ``<eos>``, or to the background that ends every caption; ids of other modalities are left out.
+
+        Where speech or a picture may follow a caption, a model that is held to text goes on with more of it.
+        """
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
-        known = [i for i in ids if i < self.boundaries[1]]
-        return " ".join(SPECIAL[i] if i < len(SPECIAL) else self.words[i - len(SPECIAL)] for i in known)
+        known = [i for i in ids if 0 <= i < self.boundaries[1]]
+        words = [SPECIAL[i] if i < len(SPECIAL) else self.words[i - len(SPECIAL)] for i in known]
+        for index, pair in enumerate(itertools.pairwise(words)):
+            if pair[0] == "on" and pair[1] in COLOUR_NAMES:
+                return " ".join(words[: index + 2])
+        return " ".join(words)

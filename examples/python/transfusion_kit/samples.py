@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from emoji_scenes import CREDIT, Scenes, render
 from scene_streams.judging import judged, share_right
-from scene_streams.layout import HOLE, compact
+from scene_streams.layout import compact
 from scene_streams.vocabulary import BOI, BOS, EOI, EOS, NULL
 from torch import Tensor
 from training_kit.plots import PictureRow, pixels, plot_pictures
@@ -83,4 +83,4 @@ def _captions(model: models.Transfusion, streams: LatentStreams, latents: Tensor
         stop=EOS,
         pictures=False,
     ).tokens
-    return [streams.vocabulary.decode_text([i for i in row if i != HOLE]) for row in written.tolist()]
+    return [streams.vocabulary.decode_text(row) for row in written.tolist()]

@@ -45,7 +45,8 @@ def test_segments_are_joined_in_every_order_without_holes(parts: SimpleNamespace
 def test_captions_are_the_words_of_the_scenes(parts: SimpleNamespace) -> None:
     scenes = parts.splits.held_out.batch(0, 64)
     for row, scene in zip(parts.words.captions(scenes).tolist(), scenes, strict=True):
-        assert parts.words.decode_text([token for token in row if token >= 0]) == scene.caption
+        assert parts.words.decode_text(row) == scene.caption
+        assert parts.words.decode_text([*row, *row[:2]]) == scene.caption  # a caption ends with its background
 
 
 def test_every_sample_has_all_modalities_in_the_order_that_is_due(parts: SimpleNamespace) -> None:
