@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from tqdm import tqdm
 from training_kit.checkpoint import METRICS_NAME
@@ -50,8 +53,13 @@ class Run:
         (self.folder / SUMMARY_NAME).unlink(missing_ok=True)  # it is written last
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(self.folder / OUTPUT_NAME, "wb") as output:
+            # In a session of its own: Ctrl-C reaches this process alone, which asks each run to save and stop, once.
             return subprocess.Popen(
-                [sys.executable, *self.command], stdout=output, stderr=subprocess.STDOUT, env=environment
+                [sys.executable, *self.command],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
             )
 
     def last_words(self) -> str:
@@ -65,6 +73,7 @@ def carry_out(runs: list[Run], steps: int, jobs: int) -> None:
     Raises:
         RunError: a run failed. Those beside it are asked to save and stop.
     """
+    previous = signal.signal(signal.SIGTERM, _leave)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     waiting, running = list(runs), dict[Run, subprocess.Popen[bytes]]()
     done = 0
@@ -91,3 +100,8 @@ def carry_out(runs: list[Run], steps: int, jobs: int) -> None:
             process.terminate()
         for process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
