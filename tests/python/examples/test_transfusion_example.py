@@ -38,7 +38,7 @@ def test_losses_fall_below_what_needs_no_context(reference: Path) -> None:
     summary = json.loads((reference / "summary.json").read_text())
     baselines, losses = summary["without_context"], summary["held_out"]
     assert losses.keys() == {"text", "image", "new_drawings_image"}
-    assert losses["text"] < 0.7 * baselines["text"] and losses["image"] < 0.95 * baselines["image"], summary
+    assert losses["text"] < 0.5 * baselines["text"] and losses["image"] < 0.95 * baselines["image"], summary
     assert (reference / "samples.png").stat().st_size > 0
 
 
