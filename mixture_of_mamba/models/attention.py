@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixture_of_mamba.intervals import interval_of
 from mixture_of_mamba.models.config import DecoderConfig
 from mixture_of_mamba.models.pictures import Pictures
 from mixture_of_mamba.models.state import AttentionState
@@ -52,7 +53,7 @@ def make_scope(routing: Routing, cu_seqlens: Tensor | None, seen: Tensor | None,
     queries = time[past:, None]
     reach = (time <= queries).expand(batch, -1, -1)
     if cu_seqlens is not None:
-        document = torch.searchsorted(cu_seqlens[1:].long(), time, right=True)
+        document = interval_of(time, cu_seqlens)
         reach = reach & (document == document[past:, None])
     if pictures is not None:
         index = routing.unsort(pictures.index).view(shape)

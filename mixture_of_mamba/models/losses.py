@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixture_of_mamba.intervals import interval_of
+
 __all__ = ["IGNORED", "ModalityLosses", "modality_losses", "next_tokens"]
 
 IGNORED = -1
@@ -50,8 +52,7 @@ def next_tokens(tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         last = torch.arange(tokens.shape[1], device=tokens.device) == tokens.shape[1] - 1
         return torch.where(last | (tokens < 0), IGNORED, labels)
     time = torch.arange(tokens.numel(), device=tokens.device)
-    ends = cu_seqlens[1:].long()
-    last = ends[torch.searchsorted(ends, time, right=True).clamp(max=len(ends) - 1)] == time + 1
+    last = cu_seqlens[1:][interval_of(time, cu_seqlens)] == time + 1
     return torch.where(last.view(tokens.shape) | (tokens < 0), IGNORED, labels.view(tokens.shape))
 
 

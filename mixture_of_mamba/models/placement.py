@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixture_of_mamba.intervals import interval_of
+
 __all__ = ["Group", "Latents", "Placement", "Positions", "sequence_of_tokens"]
 
 Latents = Tensor | Sequence[Tensor]
@@ -111,7 +113,7 @@ def sequence_of_tokens(shape: torch.Size, cu_seqlens: Tensor | None, device: tor
     time = torch.arange(shape.numel(), device=device)
     if cu_seqlens is None:
         return time // max(shape[1], 1), shape[0]
-    return torch.searchsorted(cu_seqlens[1:].long(), time, right=True), cu_seqlens.shape[0] - 1
+    return interval_of(time, cu_seqlens), cu_seqlens.shape[0] - 1
 
 
 def _tokens_grid(size: tuple[int, ...], dim_latent: int, patch_size: int, dimensions: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixture_of_mamba.intervals import interval_of
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["checked_dt_limit", "limited_dt"]
@@ -51,10 +52,8 @@ def _of_rows(bias: Tensor, dt: Tensor, routing: Routing | None) -> Tensor:
     """Each row's bias. Padding takes the last modality's; the scan passes over it and sends back zeros."""
     assert routing is not None
     rows = torch.arange(routing.num_tokens, dtype=torch.int32, device=dt.device)
-    # Not bucketize: Inductor's reads the boundaries from the start of their storage (CUDA, torch 2.11).
-    modality = (rows[:, None] >= routing.offsets[1:-1]).sum(-1)
     # An embedding's gradient is a sum in fixed order; that of indexing is not on a CPU.
-    return F.embedding(modality, bias).view(dt.shape)
+    return F.embedding(interval_of(rows, routing.offsets), bias).view(dt.shape)
 
 
 def _inverse_softplus(delta: float) -> float:
