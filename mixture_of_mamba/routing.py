@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mixture_of_mamba.intervals import interval_of
 from mixture_of_mamba.ops import modality_routing, permute_rows
 from mixture_of_mamba.routing_forms import ids_from_index_lists, ids_from_masks, ids_from_segments
 
@@ -174,6 +175,27 @@ class Routing:
         host_offsets = None if self.host_offsets is None else self.host_offsets[ends]
         offsets = torch.stack((self.offsets[0], self.offsets[-1]))
         return replace(self, offsets=offsets, host_offsets=host_offsets)
+
+    def reversed(self, cu_seqlens: Tensor | None = None) -> Routing:
+        """The same rows, walked from each sequence's last token to its first.
+
+        For operators and layers that get rows in this routing's sorted order (``sorted=True``): convolution and scan
+        then look into the future. A layer's ``reverse=True`` does all of it. Nothing waits for the device.
+
+        Args:
+            cu_seqlens: int32 ``[sequences + 1]``, boundaries of packed sequences; by default the rows of the batch.
+        """
+        time = torch.arange(self.num_tokens, device=self.rows.device)
+        if cu_seqlens is None:
+            mirror = time.view(self.shape).flip(1).flatten()
+        elif cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+            raise ValueError(f"cu_seqlens must have shape [sequences + 1], got {list(cu_seqlens.shape)}")
+        else:
+            ends = cu_seqlens.to(self.rows.device, torch.int64)
+            sequence = interval_of(time, ends)
+            mirror = (ends[sequence] + ends[sequence + 1] - 1 - time).clamp(0, self.num_tokens - 1)
+        order = mirror.to(self.order.dtype)[self.order.long()]  # a mirror is its own inverse
+        return replace(self, rows=self.rows[mirror], order=order)
 
     def sort(self, x: Tensor) -> Tensor:
         """``x [batch, length, ...]`` in time order -> the same shape with rows in sorted order.

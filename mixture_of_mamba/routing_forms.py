@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ids_from_index_lists", "ids_from_masks", "ids_from_segments"]
+__all__ = ["ids_from_index_lists", "ids_from_masks", "ids_from_segments", "kind_of"]
 
 
 def ids_from_masks(
@@ -25,7 +25,7 @@ def ids_from_masks(
     masks = _entries(masks, name)
     for m, mask in enumerate(masks):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise ValueError(f"{name}[{m}] must be a bool tensor, got {_kind(mask)}")
+            raise ValueError(f"{name}[{m}] must be a bool tensor, got {kind_of(mask)}")
         if tuple(mask.shape) not in ((batch * length,), (batch, length)):
             raise ValueError(
                 f"{name}[{m}] must have shape [batch * length] = [{batch * length}] or [batch, length] = "
@@ -74,12 +74,12 @@ def ids_from_segments(
     """int64 ``[batch, length]`` on the CPU. See :meth:`Routing.from_segments`."""
     batch, length = _sizes(shape)
     if not isinstance(segments, Sequence) or len(segments) != batch:
-        got = len(segments) if isinstance(segments, Sequence) else _kind(segments)
+        got = len(segments) if isinstance(segments, Sequence) else kind_of(segments)
         raise ValueError(f"segments must be a list with one list per row of the batch, {batch}, got {got}")
     ids = torch.zeros(batch, length, dtype=torch.int64)
     for b, row in enumerate(segments):
         if not isinstance(row, (Sequence, Tensor)):
-            raise ValueError(f"segments[{b}] must be a list of triples (modality, offset, length), got {_kind(row)}")
+            raise ValueError(f"segments[{b}] must be a list of triples (modality, offset, length), got {kind_of(row)}")
         spans = []
         for i, segment in enumerate(row):
             here = f"segments[{b}][{i}]"
@@ -115,13 +115,14 @@ def _sizes(shape: Sequence[int]) -> tuple[int, int]:
 
 def _entries(value: Tensor | Sequence[Any], name: str) -> Sequence[Any]:
     if not isinstance(value, (Tensor, Sequence)) or (isinstance(value, Tensor) and value.dim() == 0):
-        raise ValueError(f"{name} must be a tensor or a list with one entry per modality, got {_kind(value)}")
+        raise ValueError(f"{name} must be a tensor or a list with one entry per modality, got {kind_of(value)}")
     if len(value) == 0:
         raise ValueError(f"{name} must have one entry per modality, at least 1, got 0")
     return value.unbind() if isinstance(value, Tensor) else value
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What came, for a message."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -140,10 +141,10 @@ def _positions(entry: Any, here: str, device: torch.device) -> Tensor:
         try:
             flat = torch.as_tensor(entry)
         except (TypeError, ValueError, RuntimeError):  # what torch raises depends on what came
-            raise ValueError(f"{here} must be an integer tensor or a list of integers, got {_kind(entry)}") from None
+            raise ValueError(f"{here} must be an integer tensor or a list of integers, got {kind_of(entry)}") from None
         flat = (flat if flat.numel() else flat.long()).to(device, non_blocking=True)
     if flat.dtype == torch.bool or flat.is_floating_point() or flat.is_complex() or flat.dim() != 1:
-        raise ValueError(f"{here} must hold integers [positions], got {_kind(flat)}")
+        raise ValueError(f"{here} must hold integers [positions], got {kind_of(flat)}")
     if flat.device != device:
         raise ValueError(f"{here} must be on {device} as the lists before it are, got {flat.device}")
     return flat.long()

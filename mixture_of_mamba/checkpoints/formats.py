@@ -30,6 +30,7 @@ FORMATS: dict[str, str | None] = {
 
 _PROJECTION = f"({'|'.join(PROJECTIONS)})"
 _SHARED = re.compile(rf"A_log|D|(conv1d|{_PROJECTION})\.(weight|bias)|({'|'.join(NORMS)})\.weight")
+_SHARED_EXPERT = re.compile(rf"{_PROJECTION}\.shared\.weight")
 _OURS_PER_MODALITY = re.compile(rf"{_PROJECTION}\.(\d+)\.(weight|bias)")
 _SHARED_DT_BIAS = "dt_proj.bias"
 
@@ -68,8 +69,9 @@ def convert(
 ) -> dict[str, Tensor]:
     """Rename one layer's tensors, so that the target's layer computes what the source's layer computes.
 
-    The tensors are passed on, not copied. One exception: the published layer never adds the bias of a ``dt_proj``
-    that is shared by all modalities. Coming from there it becomes zeros; on the way there it must be zeros.
+    The tensors are passed on, not copied, with two exceptions. The published layer never adds the bias of a ``dt_proj``
+    that is shared by all modalities: coming from there it becomes zeros; on the way there it must be zeros. And it has
+    no shared experts: on the way there they are added to the specific ones, which computes the same.
 
     Args:
         state_dict: the layer's tensors, or a model's together with ``prefix``.
@@ -78,11 +80,17 @@ def convert(
 
     Raises:
         CheckpointError: naming entries that the source does not have or the target cannot hold.
-        ValueError: an unknown format, or a bias of dt that the target would not add.
+        ValueError: an unknown format, a bias of dt that the target would not add, or a D per modality that it cannot
+            hold.
     """
     tensors, unexpected = read_names(state_dict, source, prefix)
     if unexpected:
         raise CheckpointError(f'state_dict is not a layer in the format "{source}"', unexpected=unexpected, hint=_HINT)
+    if target == "published":
+        tensors = _without_shared_experts(tensors)
+    D = tensors.get("D")
+    if target != OURS and D is not None and D.dim() > 1:
+        raise ValueError(f'{prefix}D must be one for all modalities in the format "{target}", got {list(D.shape)}')
     names = {name: write_name(name, target) for name in tensors}
     homeless = [_source_name(name, source, prefix) for name, new in names.items() if new is None]
     if homeless:
@@ -116,7 +124,7 @@ def read_names(state_dict: Mapping[str, Tensor], source: str, prefix: str) -> tu
         if not full_name.startswith(prefix):
             continue
         name = full_name[len(prefix) :]
-        if _SHARED.fullmatch(name):
+        if _SHARED.fullmatch(name) or (source == OURS and _SHARED_EXPERT.fullmatch(name)):
             tensors[name] = tensor
         elif per_modality is not None and (match := per_modality.fullmatch(name)):
             tensors[".".join(match.groups())] = tensor
@@ -128,6 +136,8 @@ def read_names(state_dict: Mapping[str, Tensor], source: str, prefix: str) -> tu
 def write_name(name: str, target: str) -> str | None:
     """What ``target`` calls our ``name``; None where it has no such thing."""
     template = _template(target)
+    if _SHARED_EXPERT.fullmatch(name) and target != OURS:
+        return None
     match = _OURS_PER_MODALITY.fullmatch(name)
     if match is None:
         return name
@@ -141,6 +151,17 @@ def without_unused_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if _SHARED_DT_BIAS not in tensors:
         return tensors
     return tensors | {_SHARED_DT_BIAS: torch.zeros_like(tensors[_SHARED_DT_BIAS])}
+
+
+def _without_shared_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same function: each modality's weight with the shared expert's added."""
+    result = {}
+    for name, tensor in tensors.items():
+        match = _OURS_PER_MODALITY.fullmatch(name)
+        shared = tensors.get(f"{match[1]}.shared.weight") if match and match[3] == "weight" else None
+        if not _SHARED_EXPERT.fullmatch(name):
+            result[name] = tensor if shared is None else tensor + shared
+    return result
 
 
 def _source_name(name: str, source: str, prefix: str) -> str:

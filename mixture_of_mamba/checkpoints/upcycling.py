@@ -24,12 +24,14 @@ def upcycle(
     decouple: Iterable[str] = PROJECTIONS,
     *,
     memory: Literal["default", "lean"] | None = None,
+    shared_expert: Iterable[str] = (),
 ) -> MixtureOfMamba:
     """A mixture that computes, for all ids, exactly what the dense layer computes, and is free to part from it.
 
     Args:
         dense: a :class:`Mamba`, or a mixture without decoupled projections. It is copied and not changed.
-        num_modalities, decouple, memory: as in :class:`MixtureOfMamba`; memory is the dense layer's when None.
+        num_modalities, decouple, memory, shared_expert: as in :class:`MixtureOfMamba`; memory is the dense layer's
+            when None. Shared experts are zero, and the specific ones the dense weights.
 
     Device, dtypes, ``requires_grad``, marks on parameters and hooks on the projections come along. No random
     number is drawn.
@@ -38,19 +40,20 @@ def upcycle(
         raise ValueError(f"dense must have no projection per modality, got decouple={dense.decouple}")
     if num_modalities < 1:
         raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
-    return _rebuild(dense, tuple(decouple), [0] * num_modalities, memory)
+    return _rebuild(dense, decouple, shared_expert, [0] * num_modalities, memory)
 
 
 def add_modality(layer: MixtureOfMamba, like: int = 0) -> MixtureOfMamba:
     """A copy of the layer with one more modality, the last id, which starts as a copy of modality ``like``."""
     if not 0 <= like < layer.num_modalities:
         raise ValueError(f"like must be a modality of the layer, 0 .. {layer.num_modalities - 1}, got {like}")
-    return _rebuild(layer, layer.decouple, [*range(layer.num_modalities), like], None)
+    return _rebuild(layer, layer.decouple, layer.shared_expert, [*range(layer.num_modalities), like], None)
 
 
 def _rebuild(
     layer: MixtureOfMamba,
-    decouple: tuple[str, ...],
+    decouple: Iterable[str],
+    shared_expert: Iterable[str],
     origins: Sequence[int],
     memory: Literal["default", "lean"] | None,
 ) -> MixtureOfMamba:
@@ -73,12 +76,16 @@ def _rebuild(
         device="meta",
         memory=memory or cast(Any, layer.memory),
         dt_limit=layer.dt_limit,
+        shared_expert=shared_expert,
     )
     for name in PROJECTIONS:
         old, new = getattr(layer, name), getattr(result, name)
         if isinstance(new, ModalityLinear):
             for modality, origin in enumerate(origins):
                 new[modality] = _copy(old[origin] if isinstance(old, ModalityLinear) else old)
+            if new.shared is not None:
+                existing = old.shared if isinstance(old, ModalityLinear) else None
+                new.shared = _zeros(new.shared, layer) if existing is None else _copy(existing)
         else:
             setattr(result, name, _copy(old))
     result.conv1d = _copy(layer.conv1d)
@@ -86,7 +93,19 @@ def _rebuild(
         norm = getattr(layer, name)
         setattr(result, name, None if norm is None else _copy(norm))
     result.A_log, result.D = _copy_parameter(layer.A_log), _copy_parameter(layer.D)
+    if "D" in result.decouple:
+        per_modality = layer.D if "D" in layer.decouple else layer.D.unsqueeze(0)
+        rows = per_modality.detach()[list(origins)].clone()
+        result.D = _copy_marks(layer.D, nn.Parameter(rows, requires_grad=layer.D.requires_grad))
     return result.train(layer.training)
+
+
+def _zeros(linear: nn.Linear, layer: MixtureOfMamba) -> nn.Linear:
+    """The linear, on meta so far, as zeros beside the layer's weights."""
+    like = layer.conv1d.weight
+    linear.to_empty(device=like.device).to(like.dtype)
+    nn.init.zeros_(linear.weight)
+    return linear
 
 
 def _copy(module: T) -> T:

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mixture_of_mamba.intervals import interval_of
+from mixture_of_mamba.nn.per_row import of_rows
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["checked_dt_limit", "limited_dt"]
@@ -44,16 +43,11 @@ def limited_dt(dt: Tensor, bias: Tensor | None, limit: tuple[float, float], rout
     dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
     if bias is not None:
         bias = bias.to(dt.dtype)
-        dt = dt + (bias if bias.dim() == 1 else _of_rows(bias, dt, routing))
+        if bias.dim() > 1:
+            assert routing is not None
+            bias = of_rows(bias, routing).view(dt.shape)
+        dt = dt + bias
     return dt.clamp(*(_inverse_softplus(bound) for bound in limit))
-
-
-def _of_rows(bias: Tensor, dt: Tensor, routing: Routing | None) -> Tensor:
-    """Each row's bias. Padding takes the last modality's; the scan passes over it and sends back zeros."""
-    assert routing is not None
-    rows = torch.arange(routing.num_tokens, dtype=torch.int32, device=dt.device)
-    # An embedding's gradient is a sum in fixed order; that of indexing is not on a CPU.
-    return F.embedding(interval_of(rows, routing.offsets), bias).view(dt.shape)
 
 
 def _inverse_softplus(delta: float) -> float:

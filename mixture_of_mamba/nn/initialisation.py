@@ -19,10 +19,16 @@ __all__ = ["initialise", "mark"]
 
 @torch.no_grad()
 def initialise(layer: MixtureOfMamba) -> None:
-    """dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1; linears, convolution and norms as torch does."""
+    """dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1; linears, convolution and norms as torch does.
+
+    Shared experts become zero: what they and the specific ones give together has the specific ones' variance.
+    """
     for module in layer.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.RMSNorm)):
             module.reset_parameters()
+    for module in layer.modules():
+        if isinstance(module, ModalityLinear) and module.shared is not None:
+            nn.init.zeros_(module.shared.weight)
     # Made from the parameter itself, so that a sharded one (DTensor) gives sharded values.
     layer.A_log.copy_(torch.ones_like(layer.A_log, dtype=torch.float32).cumsum(dim=1).log())
     layer.D.fill_(1.0)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mixture_of_mamba.nn.dt_limit import limited_dt
-from mixture_of_mamba.nn.modality_linear import ModalityLinear, apply_per_modality, is_plain_linear, is_watched
+from mixture_of_mamba.nn.modality_linear import (
+    ModalityLinear,
+    apply_to_all,
+    is_plain_linear,
+    is_watched,
+    linear_of_all,
+)
+from mixture_of_mamba.nn.per_row import of_rows
 from mixture_of_mamba.nn.state import MambaState
 from mixture_of_mamba.ops import causal_conv1d, grouped_linear, mamba_block, selective_scan
 from mixture_of_mamba.routing import Routing
@@ -21,7 +28,7 @@ from mixture_of_mamba.routing import Routing
 if TYPE_CHECKING:
     from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
 
-__all__ = ["NORMS", "PROJECTIONS", "conv_parameters", "mix", "project", "scan_inputs"]
+__all__ = ["NORMS", "PROJECTIONS", "conv_parameters", "mix", "project", "scan_inputs", "with_skip"]
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
@@ -40,6 +47,8 @@ def is_one_operator(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -
     if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
         return False
     if layer.dt_limit is not None or any(getattr(layer, name) is not None for name in NORMS):
+        return False
+    if layer.D.dim() > 1:  # one per modality
         return False
     if not all(_is_plain(getattr(layer, name)) for name in PROJECTIONS):
         return False
@@ -93,7 +102,7 @@ def mix_step_by_step(
         -torch.exp(layer.A_log.float()),
         B,
         C,
-        layer.D,
+        fused_skip(layer),
         z,
         dt_bias,
         rows=rows,
@@ -101,11 +110,29 @@ def mix_step_by_step(
         cu_seqlens=cu_seqlens,
         initial_state=None if state is None else state.ssm,
     )
+    y = with_skip(layer, y, u, z, routing)
     return project(layer.out_proj, y, routing), MambaState(conv_state, ssm_state)
 
 
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
     return layer.conv1d.weight.squeeze(1), layer.conv1d.bias
+
+
+def fused_skip(layer: MixtureOfMamba) -> Tensor | None:
+    """What the scan adds by itself; nothing when every modality has its own D."""
+    return layer.D if layer.D.dim() == 1 else None
+
+
+def with_skip(layer: MixtureOfMamba, y: Tensor, u: Tensor, z: Tensor, routing: Routing | None) -> Tensor:
+    """The scan's output with ``D[modality] * u * silu(z)`` where every modality has its own D.
+
+    The gate of the rest stays inside the scan. This part is a few elementwise operators in D's dtype, float32.
+    """
+    if layer.D.dim() == 1:
+        return y
+    assert routing is not None
+    D = of_rows(layer.D, routing).view(u.shape)
+    return (y + D * u * nn.functional.silu(z.to(D.dtype))).to(y.dtype)
 
 
 def scan_inputs(
@@ -137,32 +164,18 @@ def _dt_and_bias(
         assert routing is not None
         if not _is_plain(dt_proj):
             return dt_proj(dt_low, routing), None
-        dt = grouped_linear(dt_low, _weights(dt_proj), None, routing.offsets, routing.host_offsets)
-        biases = _biases(dt_proj)
+        dt = grouped_linear(dt_low, dt_proj.weights, None, routing.offsets, routing.host_offsets)
+        biases = dt_proj.biases
         return dt, torch.stack(biases) if biases else None
     if not is_plain_linear(dt_proj):
-        return project(dt_proj, dt_low, routing), None
-    return _shared(dt_proj, dt_low, routing, bias=False), dt_proj.bias
+        return apply_to_all(dt_proj, dt_low, routing), None
+    return linear_of_all(dt_low, dt_proj.weight, None, routing), dt_proj.bias
 
 
 def project(projection: nn.Module, x: Tensor, routing: Routing | None) -> Tensor:
     if isinstance(projection, ModalityLinear):
         return cast(Tensor, projection(x, routing))
-    if is_plain_linear(projection):
-        return _shared(cast(nn.Linear, projection), x, routing, bias=True)
-    if routing is None or not routing.has_padding:
-        return cast(Tensor, projection(x))
-    return apply_per_modality([projection], x, routing.merged())
-
-
-def _shared(linear: nn.Linear, x: Tensor, routing: Routing | None, bias: bool) -> Tensor:
-    """A shared projection: one GEMM over all rows, which must leave padding rows out when there are any."""
-    use_bias = linear.bias if bias else None
-    if routing is None or not routing.has_padding:
-        return nn.functional.linear(x, linear.weight, use_bias)
-    merged = routing.merged()
-    biases = None if use_bias is None else [use_bias]
-    return grouped_linear(x, [linear.weight], biases, merged.offsets, merged.host_offsets)
+    return apply_to_all(projection, x, routing)
 
 
 def _is_plain(projection: nn.Module) -> bool:
@@ -171,13 +184,11 @@ def _is_plain(projection: nn.Module) -> bool:
     return is_plain_linear(projection)
 
 
-def _linears(projection: nn.Linear | ModalityLinear) -> list[nn.Linear]:
-    return projection.linears if isinstance(projection, ModalityLinear) else [projection]
-
-
 def _weights(projection: nn.Linear | ModalityLinear) -> list[Tensor]:
-    return [linear.weight for linear in _linears(projection)]
+    return projection.weights if isinstance(projection, ModalityLinear) else [projection.weight]
 
 
 def _biases(projection: nn.Linear | ModalityLinear) -> list[Tensor]:
-    return [linear.bias for linear in _linears(projection) if linear.bias is not None]
+    if isinstance(projection, ModalityLinear):
+        return projection.biases
+    return [] if projection.bias is None else [projection.bias]

@@ -10,10 +10,19 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor, nn
 
+from mixture_of_mamba.nn.checks import check_options, check_state, checked_names
 from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 from mixture_of_mamba.nn.inference_cache import InferenceParams, forward_with_cache
 from mixture_of_mamba.nn.initialisation import initialise, mark
-from mixture_of_mamba.nn.mixing import PROJECTIONS, conv_parameters, mix, project, scan_inputs
+from mixture_of_mamba.nn.mixing import (
+    PROJECTIONS,
+    conv_parameters,
+    fused_skip,
+    mix,
+    project,
+    scan_inputs,
+    with_skip,
+)
 from mixture_of_mamba.nn.modality_argument import routing_of
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
@@ -24,12 +33,14 @@ __all__ = ["PROJECTIONS", "MixtureOfMamba"]
 
 
 class MixtureOfMamba(nn.Module):
-    """Mamba block whose projections may be per modality; convolution, A and D are shared by all.
+    """Mamba block whose projections may be per modality; convolution and A are shared by all, D unless asked.
 
     Args:
         d_model: width of the residual stream.
         num_modalities: number of modalities, ids 0 .. num_modalities - 1.
-        decouple: which of ``in_proj, x_proj, dt_proj, out_proj`` are per modality; any of the 16 subsets.
+        decouple: which of ``in_proj, x_proj, dt_proj, out_proj`` are per modality; any of the 16 subsets. With ``"D"``
+            among them D is ``[num_modalities, d_inner]``. The scan then leaves the skip to elementwise operators: the
+            same numbers, but slower, and the block is the operators one by one.
         d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor, conv_bias, bias,
             layer_idx, device, dtype: as in ``mamba_ssm.Mamba``. A_log and D are always float32.
         memory: "lean" keeps fewer activations for backward and computes them again there (see ``ops.mamba_block``).
@@ -38,9 +49,15 @@ class MixtureOfMamba(nn.Module):
             Jamba's, with its names ``b_layernorm, c_layernorm, dt_layernorm``. FalconMamba's have weights of 1.
         dt_limit: ``(low, high)``, bounds on delta = softplus(dt + bias), as in ``mamba_ssm.Mamba2``. With a norm or a
             limit the block is the operators one by one, and ``memory`` changes nothing.
+        shared_expert: which of the decoupled projections have one more linear for the tokens of all modalities, beside
+            the specific ones: ``y = x @ (W_m + W_shared).T + b_m``, see :class:`ModalityLinear`. It starts at zero. In
+            training the weights are added, M sums of matrices and no further product; backward keeps the sums.
 
     Parameter names are those of ``mamba_ssm.Mamba``; a decoupled projection holds one ``nn.Linear`` per
-    modality (``in_proj.0.weight``, ``in_proj.1.weight``, ...).
+    modality (``in_proj.0.weight``, ``in_proj.1.weight``, ..., and ``in_proj.shared.weight``).
+
+    Raises:
+        ValueError: naming the option, what was required, and what came.
     """
 
     def __init__(
@@ -65,18 +82,20 @@ class MixtureOfMamba(nn.Module):
         memory: Literal["default", "lean"] = "default",
         bcdt_norm: bool = False,
         dt_limit: tuple[float, float] | None = None,
+        shared_expert: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self.decouple = tuple(decouple)
-        unknown = [name for name in self.decouple if name not in PROJECTIONS]
-        if unknown:
-            raise ValueError(f"decouple must name projections among {PROJECTIONS}, got {unknown}")
-        if num_modalities < 1:
-            raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
-        if dt_init not in ("random", "constant"):
-            raise ValueError(f'dt_init must be "random" or "constant", got {dt_init!r}')
-        if memory not in ("default", "lean"):
-            raise ValueError(f'memory must be "default" or "lean", got {memory!r}')
+        self.decouple = checked_names("decouple", decouple, (*PROJECTIONS, "D"))
+        self.shared_expert = checked_names("shared_expert", shared_expert, self.decouple, but="D")
+        check_options(
+            {"d_model": d_model, "num_modalities": num_modalities, "d_state": d_state, "d_conv": d_conv},
+            expand=expand,
+            dt_rank=dt_rank,
+            dt_range=(dt_min, dt_max),
+            dt_init=dt_init,
+            memory=memory,
+            dtype=dtype,
+        )
         self.memory = memory
         self.dt_limit = checked_dt_limit(dt_limit)
         self.d_model = d_model
@@ -91,7 +110,8 @@ class MixtureOfMamba(nn.Module):
 
         def projection(name: str, in_features: int, out_features: int, bias: bool) -> nn.Linear | ModalityLinear:
             if name in self.decouple:
-                return ModalityLinear(in_features, out_features, num_modalities, bias, device, dtype)
+                shared = name in self.shared_expert
+                return ModalityLinear(in_features, out_features, num_modalities, bias, device, dtype, shared)
             return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
 
         self.in_proj = projection("in_proj", d_model, 2 * self.d_inner, bias)
@@ -108,7 +128,8 @@ class MixtureOfMamba(nn.Module):
         self.x_proj = projection("x_proj", self.d_inner, self.dt_rank + 2 * d_state, False)
         self.dt_proj = projection("dt_proj", self.dt_rank, self.d_inner, True)
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, device=device, dtype=torch.float32))
-        self.D = nn.Parameter(torch.empty(self.d_inner, device=device, dtype=torch.float32))
+        D_shape = (num_modalities, self.d_inner) if "D" in self.decouple else (self.d_inner,)
+        self.D = nn.Parameter(torch.empty(D_shape, device=device, dtype=torch.float32))
         self.out_proj = projection("out_proj", self.d_inner, d_model, bias)
 
         def norm(size: int) -> nn.RMSNorm | None:
@@ -141,12 +162,17 @@ class MixtureOfMamba(nn.Module):
 
     def extra_repr(self) -> str:
         limit = "" if self.dt_limit is None else f", dt_limit={self.dt_limit}"
-        return f"d_model={self.d_model}, num_modalities={self.num_modalities}, decouple={self.decouple}{limit}"
+        shared = f", shared_expert={self.shared_expert}" if self.shared_expert else ""
+        return f"d_model={self.d_model}, num_modalities={self.num_modalities}, decouple={self.decouple}{limit}{shared}"
 
     def allocate_state(self, batch: int, *, device: Any = None, dtype: torch.dtype | None = None) -> MambaState:
         """The state before the first token. ``dtype`` is that of the activations (by default the weights')."""
         weight = self.conv1d.weight
         dtype = dtype or weight.dtype
+        if batch < 0:
+            raise ValueError(f"batch must be at least 0, got {batch}")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating type, got {dtype}")
         device = device or weight.device
         ssm_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         return MambaState(
@@ -166,6 +192,7 @@ class MixtureOfMamba(nn.Module):
         state: MambaState | None = ...,
         return_state: Literal[False] = ...,
         inference_params: InferenceParams | None = ...,
+        reverse: bool = ...,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -179,6 +206,7 @@ class MixtureOfMamba(nn.Module):
         state: MambaState | None = ...,
         return_state: Literal[True],
         inference_params: None = ...,
+        reverse: bool = ...,
     ) -> tuple[Tensor, MambaState]: ...
     def forward(
         self,
@@ -191,6 +219,7 @@ class MixtureOfMamba(nn.Module):
         state: MambaState | None = None,
         return_state: bool = False,
         inference_params: InferenceParams | None = None,
+        reverse: bool = False,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Mix tokens along time; any length, prefill and continuation alike.
 
@@ -207,6 +236,9 @@ class MixtureOfMamba(nn.Module):
             return_state: also return the state after the last token; differentiable.
             inference_params: the cache of ``mamba_ssm``'s generation; it keeps the state under ``layer_idx``. Prefill
                 while its ``seqlen_offset`` is 0, then :meth:`step`. x is in time order.
+            reverse: mix along time from last to first, in each sequence: what flipping x, ids and result would give,
+                without a flip. Convolution and scan walk the other way; state is where the last token starts from.
+                Two layers, ``one(x, r) + other(x, r, reverse=True)``, see both sides of a token.
 
         Returns:
             ``y`` with the shape and order of ``x``, or ``(y, state)``.
@@ -215,13 +247,17 @@ class MixtureOfMamba(nn.Module):
             ValueError, RuntimeError: naming the argument, what was required, and what came.
         """
         if inference_params is not None:
-            if sorted or return_state or state is not None or cu_seqlens is not None:
-                raise ValueError("inference_params must come without sorted, cu_seqlens, state and return_state")
+            if sorted or return_state or state is not None or cu_seqlens is not None or reverse:
+                raise ValueError(
+                    "inference_params must come without sorted, cu_seqlens, state and return_state, or reverse"
+                )
             return forward_with_cache(self, x, inference_params, modality=modality, modality_masks=modality_masks)
-        routing = routing_of(self, x, modality, modality_masks)
+        routing = routing_of(self, x, modality, modality_masks, needed=reverse)
+        check_state(state)
         if routing is not None and not sorted:
             x = routing.sort(x)
-        y, new_state = mix(self, x, routing, cu_seqlens, state)
+        walk = routing.reversed(cu_seqlens) if routing is not None and reverse else routing
+        y, new_state = mix(self, x, walk, cu_seqlens, state)
         if routing is not None and not sorted:
             y = routing.unsort(y)
         return (y, new_state) if return_state else y
@@ -237,6 +273,7 @@ class MixtureOfMamba(nn.Module):
     ) -> Tensor:
         """Decode one or a few tokens ``[batch, length, d_model]``, updating ``state`` in place (inference only)."""
         routing = routing_of(self, x, modality, modality_masks)
+        check_state(state, needed=True)
         x = x if routing is None else routing.sort(x)
         rows = None if routing is None else routing.rows
         offsets = None if routing is None else routing.offsets
@@ -244,7 +281,8 @@ class MixtureOfMamba(nn.Module):
         u = causal_conv1d_step(x, state.conv, *conv_parameters(self), rows=rows, offsets=offsets)
         dt, dt_bias, B, C = scan_inputs(self, u, routing)
         A = -torch.exp(self.A_log.float())
-        y = selective_scan_step(u, state.ssm, dt, A, B, C, self.D, z, dt_bias, rows=rows, offsets=offsets)
+        y = selective_scan_step(u, state.ssm, dt, A, B, C, fused_skip(self), z, dt_bias, rows=rows, offsets=offsets)
+        y = with_skip(self, y, u, z, routing)
         y = project(self.out_proj, y, routing)
         return y if routing is None else routing.unsort(y)
 

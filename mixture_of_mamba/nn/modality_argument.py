@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.routing import Routing
-from mixture_of_mamba.routing_forms import ids_from_masks
+from mixture_of_mamba.routing_forms import ids_from_masks, kind_of
 
 if TYPE_CHECKING:
     from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
@@ -23,8 +23,12 @@ def routing_of(
     x: Tensor,
     modality: Tensor | Routing | int | None,
     modality_masks: Tensor | Sequence[Tensor] | None,
+    *,
+    needed: bool = False,
 ) -> Routing | None:
-    """The routing that a call's arguments say, checked; None when there is nothing to route."""
+    """The routing that a call's arguments say, checked; None when there is nothing to route and it is not needed."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"x must be a tensor of a floating type, got {kind_of(x)}")
     if x.dim() != 3 or x.shape[-1] != layer.d_model:
         raise ValueError(f"x must have shape [batch, length, d_model = {layer.d_model}], got {list(x.shape)}")
     if modality_masks is not None:
@@ -42,7 +46,7 @@ def routing_of(
                 f"modality must lie in 0 .. num_modalities - 1 = {layer.num_modalities - 1} when it is an int, "
                 f"got {modality}"
             )
-        if not layer.decouple:
+        if not layer.decouple and not needed:
             return None
         modality = torch.full(x.shape[:2], int(modality), dtype=torch.int64, device="cpu")
     if isinstance(modality, Tensor):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear layer with one weight per modality."""
+"""A linear layer with one weight per modality, and what it takes to call any module on sorted rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,12 @@ from mixture_of_mamba.ops import grouped_linear
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["ModalityLinear"]
+
+# A shared expert costs one more product, 2 operations per row and matrix element, or M sums of matrices, which move 3 M
+# values per element. The two take equally long at 500 M rows on an H200 (4.2 TB/s, 700 TFLOP/s, 16 bits) and at 60 M on
+# a CPU core (10 GB/s, 100 GFLOP/s, 32 bits). So sums are for training (thousands of rows), where they also keep the
+# block one operator, and products for decoding (a few).
+SUM_WEIGHTS_FROM_ROWS = 256
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -31,7 +38,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 class ModalityLinear(nn.ModuleList):
-    """``y[rows of m] = self[m](x[rows of m])``; padding rows become 0.
+    """``y[rows of m] = self[m](x[rows of m])``, plus ``self.shared(x)`` where there is one; padding rows become 0.
 
     A ``ModuleList`` of ``nn.Linear``, one per modality, so adapters, hooks, quantisation, freezing and
     per-modality learning rates reach each of them. While every child is a plain ``nn.Linear`` without
@@ -40,7 +47,13 @@ class ModalityLinear(nn.ModuleList):
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
         num_modalities: number of modalities.
+        shared_expert: one more ``nn.Linear`` without bias, ``shared``, for the tokens of all modalities, so that
+            ``y = x @ (W_m + W_shared).T + b_m`` (AlignMamba-2's sum of shared and specific experts). It starts at
+            zero, where it changes nothing and its gradient is the sum of the specific ones. It is no member of the
+            list: ``len`` and iteration are about modalities.
     """
+
+    shared: nn.Linear | None
 
     def __init__(
         self,
@@ -50,13 +63,26 @@ class ModalityLinear(nn.ModuleList):
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        shared_expert: bool = False,
     ) -> None:
+        if num_modalities < 1:
+            raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
         super().__init__(
             nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype) for _ in range(num_modalities)
         )
         self.in_features = in_features
         self.out_features = out_features
         self.num_modalities = num_modalities
+        shared = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype) if shared_expert else None
+        self.register_module("shared", shared)
+        if shared is not None:
+            nn.init.zeros_(shared.weight)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(module for name, module in self._modules.items() if module is not None and name != "shared")
+
+    def __len__(self) -> int:
+        return len(self._modules) - ("shared" in self._modules)
 
     def __getitem__(self, index: int | slice) -> Any:
         """One modality's module; a slice gives a plain ``ModuleList``."""
@@ -64,8 +90,19 @@ class ModalityLinear(nn.ModuleList):
 
     @property
     def linears(self) -> list[nn.Linear]:
-        """The children, which are ``nn.Linear`` unless somebody replaced them."""
+        """The modalities' children, which are ``nn.Linear`` unless somebody replaced them."""
         return cast(list[nn.Linear], list(self))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """One matrix per modality, the shared expert added. For plain children."""
+        weights = [child.weight for child in self.linears]
+        return weights if self.shared is None else [weight + self.shared.weight for weight in weights]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """One vector per modality, or none."""
+        return [child.bias for child in self.linears if child.bias is not None]
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -73,15 +110,21 @@ class ModalityLinear(nn.ModuleList):
     def is_plain(self) -> bool:
         """Whether all children are plain, and alike: with a bias or without. Hooks on the whole do not matter here."""
         alike = len({child.bias is None for child in self.linears if is_plain_linear(child)}) == 1
-        return alike and all(is_plain_linear(child) for child in self)
+        plain = alike and all(is_plain_linear(child) for child in self)
+        return plain and (self.shared is None or (is_plain_linear(self.shared) and self.shared.bias is None))
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""
-        if self.is_plain():
-            weights = [child.weight for child in self.linears]
-            biases = [child.bias for child in self.linears if child.bias is not None]
-            return grouped_linear(x, weights, biases or None, routing.offsets, routing.host_offsets)
-        return apply_per_modality(self, x, routing)
+        if routing.num_modalities != len(self):
+            raise ValueError(f"routing must be of {len(self)} modalities, got {routing.num_modalities}")
+        if not self.is_plain():
+            y = apply_per_modality(self, x, routing)
+        elif self.shared is None or routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS:
+            return grouped_linear(x, self.weights, self.biases or None, routing.offsets, routing.host_offsets)
+        else:
+            specific = [child.weight for child in self.linears]
+            y = grouped_linear(x, specific, self.biases or None, routing.offsets, routing.host_offsets)
+        return y if self.shared is None else y + apply_to_all(self.shared, x, routing)
 
 
 def apply_per_modality(modules: nn.ModuleList | list[nn.Module], x: Tensor, routing: Routing) -> Tensor:
@@ -97,3 +140,21 @@ def apply_per_modality(modules: nn.ModuleList | list[nn.Module], x: Tensor, rout
     if padding:
         parts.append(parts[0].new_zeros(padding, parts[0].shape[-1]))
     return torch.cat(parts).reshape(*x.shape[:-1], parts[0].shape[-1])
+
+
+def apply_to_all(module: nn.Module, x: Tensor, routing: Routing | None) -> Tensor:
+    """Call what all modalities share; padding rows, when there are any, stay out of it and become 0."""
+    if is_plain_linear(module):
+        linear = cast(nn.Linear, module)
+        return linear_of_all(x, linear.weight, linear.bias, routing)
+    if routing is None or not routing.has_padding:
+        return cast(Tensor, module(x))
+    return apply_per_modality([module], x, routing.merged())
+
+
+def linear_of_all(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing | None) -> Tensor:
+    """One GEMM over all rows that are not padding."""
+    if routing is None or not routing.has_padding:
+        return nn.functional.linear(x, weight, bias)
+    merged = routing.merged()
+    return grouped_linear(x, [weight], None if bias is None else [bias], merged.offsets, merged.host_offsets)

@@ -22,13 +22,17 @@ def make_layer(d_model: int = 16, modalities: int = 3, decouple: tuple[str, ...]
         options["decouple"] = decouple
     layer = mom.MixtureOfMamba(d_model, modalities, **options).double()
     with torch.no_grad():
+        for name in layer.shared_expert:
+            getattr(layer, name).shared.weight.normal_(std=0.2)
         layer.A_log.add_(torch.rand_like(layer.A_log) * 0.3)
         layer.D.add_(torch.randn_like(layer.D) * 0.3)
     return layer
 
 
 def _project(projection: nn.Module, x: Tensor, modality: int) -> Tensor:
-    return projection[modality](x) if isinstance(projection, nn.ModuleList) else projection(x)
+    if not isinstance(projection, nn.ModuleList):
+        return projection(x)
+    return projection[modality](x) + (0 if projection.shared is None else projection.shared(x))
 
 
 def _rms_norm(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
@@ -57,6 +61,7 @@ def reference_layer(layer: Any, x: Tensor, ids: Tensor) -> Tensor:
         delta = nn.functional.softplus(dt).clamp(*(layer.dt_limit or (0, None)))
         A = -torch.exp(layer.A_log)
         delta, B, C, z = (value.unsqueeze(0) for value in (delta, B, C, z))
-        y, _ = reference.selective_scan(u, delta, A, B, C, layer.D, z, softplus=False)
+        y, _ = reference.selective_scan(u, delta, A, B, C, None, None, softplus=False)
+        y = (y + (layer.D[modality] if "D" in layer.decouple else layer.D) * u) * nn.functional.silu(z)
         out[b, times] = per_token(layer.out_proj, y[0])
     return out
