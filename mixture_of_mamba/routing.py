@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixture_of_mamba.intervals import interval_of
 from mixture_of_mamba.ops import modality_routing, permute_rows
-from mixture_of_mamba.routing_forms import ids_from_index_lists, ids_from_masks, ids_from_segments
+from mixture_of_mamba.routing_forms import ids_from_index_lists, ids_from_masks, ids_from_segments, kind_of
 
 __all__ = ["Routing"]
 
@@ -62,8 +62,8 @@ class Routing:
             RuntimeError: ids out of range, of a wrong dtype, or num_modalities out of range.
             ValueError: ids that are not two-dimensional.
         """
-        if ids.dim() != 2:
-            raise ValueError(f"ids must have shape [batch, length], got {list(ids.shape)}")
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            raise ValueError(f"ids must be a tensor of shape [batch, length], got {kind_of(ids)}")
         rows, order, offsets = modality_routing(ids, num_modalities, checked=checked)
         host_offsets = None
         has_padding = True
@@ -188,8 +188,8 @@ class Routing:
         time = torch.arange(self.num_tokens, device=self.rows.device)
         if cu_seqlens is None:
             mirror = time.view(self.shape).flip(1).flatten()
-        elif cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
-            raise ValueError(f"cu_seqlens must have shape [sequences + 1], got {list(cu_seqlens.shape)}")
+        elif not isinstance(cu_seqlens, Tensor) or cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+            raise ValueError(f"cu_seqlens must be a tensor of shape [sequences + 1], got {kind_of(cu_seqlens)}")
         else:
             ends = cu_seqlens.to(self.rows.device, torch.int64)
             sequence = interval_of(time, ends)
@@ -210,8 +210,9 @@ class Routing:
         return self._permute(x, self.rows, self.order)
 
     def _permute(self, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        if tuple(x.shape[:2]) != self.shape:
-            raise ValueError(f"x must have shape [batch, length, ...] = {list(self.shape)}, got {list(x.shape)}")
+        if not isinstance(x, Tensor) or tuple(x.shape[:2]) != self.shape:
+            got = list(x.shape) if isinstance(x, Tensor) else kind_of(x)
+            raise ValueError(f"x must have shape [batch, length, ...] = {list(self.shape)}, got {got}")
         if x.dim() == 2:
             return permute_rows(x.unsqueeze(-1), index, inverse).squeeze(-1)
         return permute_rows(x, index, inverse)

@@ -120,9 +120,13 @@ def read_names(state_dict: Mapping[str, Tensor], source: str, prefix: str) -> tu
         pattern = template.format(projection=_PROJECTION, modality=r"(\d+)")
         per_modality = re.compile(rf"{pattern}\.(weight|bias)")
     tensors, unexpected = {}, []
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict must map names to tensors, got {type(state_dict).__name__}")
     for full_name, tensor in state_dict.items():
         if not full_name.startswith(prefix):
             continue
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"state_dict must map names to tensors, got {type(tensor).__name__} for {full_name}")
         name = full_name[len(prefix) :]
         if _SHARED.fullmatch(name) or (source == OURS and _SHARED_EXPERT.fullmatch(name)):
             tensors[name] = tensor

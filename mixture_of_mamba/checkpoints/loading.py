@@ -31,7 +31,10 @@ def load(layer: MixtureOfMamba, state_dict: Mapping[str, Tensor], format: str = 
 
     Raises:
         CheckpointError: naming everything that is missing, unexpected or of another shape.
+        ValueError: a layer that is none of this library, a state_dict that holds no tensors, or an unknown format.
     """
+    if not isinstance(layer, MixtureOfMamba):
+        raise ValueError(f"layer must be a MixtureOfMamba or a Mamba, got {type(layer).__name__}")
     tensors, unexpected = read_names(state_dict, format, prefix)
     if format == "published":
         tensors = without_unused_bias(tensors)

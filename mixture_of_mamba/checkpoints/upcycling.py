@@ -36,6 +36,8 @@ def upcycle(
     Device, dtypes, ``requires_grad``, marks on parameters and hooks on the projections come along. No random
     number is drawn.
     """
+    if not isinstance(dense, MixtureOfMamba):
+        raise ValueError(f"dense must be a Mamba or a MixtureOfMamba, got {type(dense).__name__}")
     if dense.decouple:
         raise ValueError(f"dense must have no projection per modality, got decouple={dense.decouple}")
     if num_modalities < 1:
@@ -45,6 +47,8 @@ def upcycle(
 
 def add_modality(layer: MixtureOfMamba, like: int = 0) -> MixtureOfMamba:
     """A copy of the layer with one more modality, the last id, which starts as a copy of modality ``like``."""
+    if not isinstance(layer, MixtureOfMamba):
+        raise ValueError(f"layer must be a MixtureOfMamba, got {type(layer).__name__}")
     if not 0 <= like < layer.num_modalities:
         raise ValueError(f"like must be a modality of the layer, 0 .. {layer.num_modalities - 1}, got {like}")
     return _rebuild(layer, layer.decouple, layer.shared_expert, [*range(layer.num_modalities), like], None)

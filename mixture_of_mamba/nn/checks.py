@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def check_options(
             raise ValueError(f"{name} must be an integer{or_auto}, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    if not expand * sizes["d_model"] >= 1:
+    if not isinstance(expand, Real) or not expand * sizes["d_model"] >= 1:
         raise ValueError(f"expand must make d_inner = expand * d_model at least 1, got {expand!r}")
     low, high = dt_range
     if not 0 < low <= high:

@@ -29,6 +29,10 @@ class InferenceParams(Protocol):
 
 def forward_with_cache(layer: MixtureOfMamba, x: Tensor, params: InferenceParams, **modality: Any) -> Tensor:
     """Prefill when no token has been seen, else step. The state is kept without its history."""
+    if not hasattr(params, "key_value_memory_dict") or not hasattr(params, "seqlen_offset"):
+        raise ValueError(
+            f"inference_params must have key_value_memory_dict and seqlen_offset, got {type(params).__name__}"
+        )
     index, cache = layer.layer_idx, params.key_value_memory_dict
     if index is None:
         raise ValueError("inference_params must come to a layer made with layer_idx, its key in the cache, got None")

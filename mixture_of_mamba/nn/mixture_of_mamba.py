@@ -169,8 +169,8 @@ class MixtureOfMamba(nn.Module):
         """The state before the first token. ``dtype`` is that of the activations (by default the weights')."""
         weight = self.conv1d.weight
         dtype = dtype or weight.dtype
-        if batch < 0:
-            raise ValueError(f"batch must be at least 0, got {batch}")
+        if not isinstance(batch, (int, torch.SymInt)) or batch < 0:
+            raise ValueError(f"batch must be an integer of at least 0, got {batch!r}")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type, got {dtype}")
         device = device or weight.device

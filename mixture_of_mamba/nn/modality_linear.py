@@ -115,8 +115,9 @@ class ModalityLinear(nn.ModuleList):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""
-        if routing.num_modalities != len(self):
-            raise ValueError(f"routing must be of {len(self)} modalities, got {routing.num_modalities}")
+        if not isinstance(routing, Routing) or routing.num_modalities != len(self):
+            got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
+            raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
         if not self.is_plain():
             y = apply_per_modality(self, x, routing)
         elif self.shared is None or routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS:

@@ -99,7 +99,10 @@ def test_wrong_boundaries_are_named():
     layer, x, ids = mom.MixtureOfMamba(8, 2), torch.randn(1, 5, 8), torch.zeros(1, 5, dtype=torch.int64)
     for bounds, message in (
         (torch.tensor([0, 99], dtype=torch.int32), "cu_seqlens must"),
-        (torch.tensor(5, dtype=torch.int32), r"cu_seqlens must have shape \[sequences \+ 1\], got \[\]"),
+        (
+            torch.tensor(5, dtype=torch.int32),
+            r"cu_seqlens must be a tensor of shape \[sequences \+ 1\], got torch.int32 \[\]",
+        ),
     ):
         with pytest.raises((ValueError, RuntimeError), match=message):
             layer(x, ids, cu_seqlens=bounds, reverse=True)
