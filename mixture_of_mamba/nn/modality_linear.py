@@ -154,8 +154,8 @@ def apply_to_all(module: nn.Module, x: Tensor, routing: Routing | None) -> Tenso
 
 
 def linear_of_all(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing | None) -> Tensor:
-    """One GEMM over all rows that are not padding."""
+    """One GEMM over all rows that are not padding, in the dtype of ``x`` as ``grouped_linear`` is."""
     if routing is None or not routing.has_padding:
-        return nn.functional.linear(x, weight, bias)
+        return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     merged = routing.merged()
     return grouped_linear(x, [weight], None if bias is None else [bias], merged.offsets, merged.host_offsets)

@@ -253,24 +253,6 @@ def test_adapters_written_by_hand(name, decouple):
     assert all(p._no_weight_decay for n, p in twin.dt_proj.named_parameters() if n.endswith("bias"))
 
 
-@pytest.mark.parametrize("decouple", [PROJECTIONS, ()], ids=["per modality", "shared"])
-def test_adapters_of_peft(decouple):
-    peft = pytest.importorskip("peft")
-    layer = mom.MixtureOfMamba(16, 3, decouple)
-    ids, x = random_ids(2, 12, 3, padding=False), torch.randn(2, 12, 16)
-    expected = layer(x, ids)
-    targets = r"(.*\.)?(in|x|dt|out)_proj" + (r"\.\d+" if decouple else "")
-    model = peft.get_peft_model(layer, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=True))
-    torch.testing.assert_close(model(x, ids), expected, atol=1e-5, rtol=1e-4)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * 4 * (3 if decouple else 1) and all("lora_" in name for name in trained)
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter.normal_()
-    model(x, ids).square().sum().backward()
-    assert all(p.grad.any() for p in trained.values())
-
-
 # Decoded with a cache of all layers
 
 
