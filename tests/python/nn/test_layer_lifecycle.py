@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 from layer_support import make_layer, random_ids
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import mixture_of_mamba as mom
 from mixture_of_mamba.nn import PROJECTIONS
@@ -179,6 +180,19 @@ def test_activation_checkpointing_is_bitwise_equal(memory, way, options):
     ids, x = random_ids(2, 40, 3), torch.randn(2, 40, 16, requires_grad=True)
     leaves, grad = [x, *layer.parameters()], torch.randn(2, 40, 16)
     y = checkpoint(layer, x, ids, use_reentrant=False)
+    expected = torch.autograd.grad(layer(x, ids), leaves, grad)
+    for got, wanted in zip(torch.autograd.grad(y, leaves, grad), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_selective_activation_checkpointing_is_bitwise_equal(way, options):
+    """The operators of sac_save_list are kept, the rest is computed again."""
+    layer = watch(mom.MixtureOfMamba(16, 3, **options), way)
+    ids, x = random_ids(2, 40, 3), torch.randn(2, 40, 16, requires_grad=True)
+    leaves, grad = [x, *layer.parameters()], torch.randn(2, 40, 16)
+    contexts = functools.partial(create_selective_checkpoint_contexts, mom.sac_save_list())
+    y = checkpoint(layer, x, ids, use_reentrant=False, context_fn=contexts)
     expected = torch.autograd.grad(layer(x, ids), leaves, grad)
     for got, wanted in zip(torch.autograd.grad(y, leaves, grad), expected, strict=True):
         assert torch.equal(got, wanted)
