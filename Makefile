@@ -47,7 +47,7 @@ $(VENV)/torch: | $(VENV)/bin/python
 
 $(VENV)/installed: $(VENV)/torch $(BUILD_INPUTS)
 	mkdir -p build
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[test,integrations]'
 	touch $@
 
 $(VENV)/examples: $(VENV)/torch examples/python/requirements.txt
