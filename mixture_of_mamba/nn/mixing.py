@@ -126,12 +126,12 @@ def fused_skip(layer: MixtureOfMamba) -> Tensor | None:
 def with_skip(layer: MixtureOfMamba, y: Tensor, u: Tensor, z: Tensor, routing: Routing | None) -> Tensor:
     """The scan's output with ``D[modality] * u * silu(z)`` where every modality has its own D.
 
-    The gate of the rest stays inside the scan. This part is a few elementwise operators in D's dtype, float32.
+    The gate of the rest stays inside the scan. This part is a few elementwise operators in float32 at least.
     """
     if layer.D.dim() == 1:
         return y
     assert routing is not None
-    D = of_rows(layer.D, routing).view(u.shape)
+    D = of_rows(layer.D.to(torch.promote_types(layer.D.dtype, torch.float32)), routing).view(u.shape)
     return (y + D * u * nn.functional.silu(z.to(D.dtype))).to(y.dtype)
 
 

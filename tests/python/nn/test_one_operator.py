@@ -19,6 +19,7 @@ LAYERS = {
     "all, with biases": {"bias": True},
     "none": {"decouple": ()},
     "in_proj and dt_proj": {"decouple": ("in_proj", "dt_proj"), "bias": True},
+    "with shared experts": {"shared_expert": PROJECTIONS},
     "other sizes": {"d_conv": 2, "d_state": 5, "dt_rank": 3, "conv_bias": False},
 }
 

@@ -19,7 +19,16 @@ def test_snippets_run(snippet):
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/checkpoints.md", "docs/design.md", "examples/python/README.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/checkpoints.md",
+        "docs/design.md",
+        "docs/features.md",
+        "docs/training.md",
+        "examples/python/README.md",
+    ],
 )
 def test_links_lead_somewhere(document):
     folder = (ROOT / document).parent
