@@ -28,7 +28,17 @@ from mixture_of_mamba.routing import Routing
 if TYPE_CHECKING:
     from mixture_of_mamba.nn.mixture_of_mamba import MixtureOfMamba
 
-__all__ = ["NORMS", "PROJECTIONS", "conv_parameters", "mix", "project", "scan_inputs", "with_skip"]
+__all__ = [
+    "NORMS",
+    "PROJECTIONS",
+    "conv_parameters",
+    "decay_rates",
+    "fused_skip",
+    "mix",
+    "project",
+    "scan_inputs",
+    "with_skip",
+]
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
@@ -99,7 +109,7 @@ def mix_step_by_step(
     y, ssm_state = selective_scan(
         u,
         dt,
-        -torch.exp(layer.A_log.float()),
+        decay_rates(layer),
         B,
         C,
         fused_skip(layer),
@@ -116,6 +126,11 @@ def mix_step_by_step(
 
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
     return layer.conv1d.weight.squeeze(1), layer.conv1d.bias
+
+
+def decay_rates(layer: MixtureOfMamba) -> Tensor:
+    """A, in float32 at least."""
+    return -torch.exp(layer.A_log.to(torch.promote_types(layer.A_log.dtype, torch.float32)))
 
 
 def fused_skip(layer: MixtureOfMamba) -> Tensor | None:

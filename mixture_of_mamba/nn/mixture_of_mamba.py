@@ -17,6 +17,7 @@ from mixture_of_mamba.nn.initialisation import initialise, mark
 from mixture_of_mamba.nn.mixing import (
     PROJECTIONS,
     conv_parameters,
+    decay_rates,
     fused_skip,
     mix,
     project,
@@ -280,7 +281,7 @@ class MixtureOfMamba(nn.Module):
         x, z = project(self.in_proj, x, routing).chunk(2, dim=-1)
         u = causal_conv1d_step(x, state.conv, *conv_parameters(self), rows=rows, offsets=offsets)
         dt, dt_bias, B, C = scan_inputs(self, u, routing)
-        A = -torch.exp(self.A_log.float())
+        A = decay_rates(self)
         y = selective_scan_step(u, state.ssm, dt, A, B, C, fused_skip(self), z, dt_bias, rows=rows, offsets=offsets)
         y = with_skip(self, y, u, z, routing)
         y = project(self.out_proj, y, routing)
