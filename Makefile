@@ -33,7 +33,7 @@ test-cpp: $(VENV)/installed
 	$(BIN)/cmake --build build/tests --parallel $(JOBS)
 	$(BIN)/ctest --test-dir build/tests --output-on-failure --no-tests=error
 
-test-python: $(VENV)/installed $(VENV)/examples
+test-python: $(VENV)/installed $(VENV)/examples $(VENV)/neighbours
 	$(BIN)/python -m pytest
 
 $(VENV)/bin/python:
@@ -47,11 +47,15 @@ $(VENV)/torch: | $(VENV)/bin/python
 
 $(VENV)/installed: $(VENV)/torch $(BUILD_INPUTS)
 	mkdir -p build
-	$(BIN)/pip install --quiet --editable '.[test,integrations]'
+	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
 $(VENV)/examples: $(VENV)/torch examples/python/requirements.txt
 	$(BIN)/pip install --quiet --requirement examples/python/requirements.txt
+	touch $@
+
+$(VENV)/neighbours: $(VENV)/torch tests/python/requirements.txt
+	$(BIN)/pip install --quiet --requirement tests/python/requirements.txt
 	touch $@
 
 $(VENV)/lint: $(VENV)/torch tools/lint_requirements.txt

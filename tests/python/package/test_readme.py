@@ -26,6 +26,7 @@ def test_snippets_run(snippet):
         "docs/checkpoints.md",
         "docs/design.md",
         "docs/features.md",
+        "docs/models.md",
         "docs/training.md",
         "examples/python/README.md",
     ],
