@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.nn import MambaState, MixtureOfMamba
-from mixture_of_mamba.nn.mixing import conv_parameters, project, scan_inputs
+from mixture_of_mamba.nn.mixing import conv_parameters, decay_rates, fused_skip, project, scan_inputs, with_skip
 from mixture_of_mamba.ops import causal_conv1d, selective_scan
 from mixture_of_mamba.routing import Routing
 
@@ -80,9 +80,11 @@ def mix_both_ways(
         initial_state=None if state is None else state.conv,
     )
     dt, dt_bias, B, C = scan_inputs(mixer, u, routing)
-    scan = partial(selective_scan, u, dt, -torch.exp(mixer.A_log.float()), B, C, z=z, dt_bias=dt_bias)
+    scan = partial(selective_scan, u, dt, decay_rates(mixer), B, C, z=z, dt_bias=dt_bias)
     scan = partial(scan, rows=routing.rows, offsets=routing.offsets)
-    y, ssm_state = scan(D=mixer.D, cu_seqlens=cu_seqlens, initial_state=None if state is None else state.ssm)
+    initial = None if state is None else state.ssm
+    y, ssm_state = scan(D=fused_skip(mixer), cu_seqlens=cu_seqlens, initial_state=initial)
+    y = with_skip(mixer, y, u, z, routing)
     back, _ = scan(cu_seqlens=pictures.boundaries, reverse=True)
     y = torch.where((pictures.index > 0).unsqueeze(-1), y + back, y)
     return project(mixer.out_proj, y, routing), MambaState(conv_state, ssm_state)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from model_support import disturb
 
-from mixture_of_mamba import Routing
+from mixture_of_mamba import MixtureOfMamba, Routing
 from mixture_of_mamba.models import Pictures
 from mixture_of_mamba.models.patches import LinearPatches, TimeEmbedding, UNetPatches, grid_waves, waves
+from mixture_of_mamba.models.pictures import mix_both_ways
 from mixture_of_mamba.models.placement import Placement
+from mixture_of_mamba.nn import PROJECTIONS
 
 CPU = torch.device("cpu")
 
@@ -90,6 +92,22 @@ def test_pictures_from_spans(order):
     none = Pictures.from_spans(begin[:0], lengths[:0], routing)
     assert not none.index.any()
     assert none.boundaries.tolist() == [0, 12]
+
+
+def test_both_ways_in_mixers_with_options():
+    """Each modality's D is that of its tokens: as if the mixer's one D were this modality's."""
+    routing = Routing.from_ids(torch.tensor([[0, 1, 1, 1, 0, 0, 1, 1]]), 2)
+    pictures = Pictures.from_spans(torch.tensor([1, 6]), torch.tensor([3, 2]), routing)
+    mixer = MixtureOfMamba(16, 2, (*PROJECTIONS, "D"), shared_expert=("in_proj",)).double()
+    disturb(mixer)
+    x = torch.randn(1, 8, 16, dtype=torch.float64)
+    y, state = mix_both_ways(mixer, x, routing, None, None, pictures)
+    _, expected_state = mixer(x, routing, sorted=True, return_state=True)
+    torch.testing.assert_close(state.ssm, expected_state.ssm)
+    for modality, rows in enumerate((slice(0, 3), slice(3, 8))):
+        one = MixtureOfMamba(16, 2, shared_expert=("in_proj",)).double()
+        one.load_state_dict(mixer.state_dict() | {"D": mixer.D[modality].detach()})
+        torch.testing.assert_close(y[:, rows], mix_both_ways(one, x, routing, None, None, pictures)[0][:, rows])
 
 
 def test_placement():
