@@ -37,3 +37,11 @@ target_link_libraries(mom_torch INTERFACE
   ${MOM_TORCH_LIB}/libtorch.so ${MOM_TORCH_LIB}/libtorch_cpu.so ${MOM_TORCH_LIB}/libc10.so)
 # Shared libraries may leave symbols to the loader; torch's own dependencies are not ours to resolve.
 target_link_options(mom_torch INTERFACE LINKER:--allow-shlib-undefined)
+
+# mom_torch_full: the same torch for code on its whole C++ API, as the frontend is.
+add_library(mom_torch_full INTERFACE)
+target_include_directories(mom_torch_full SYSTEM INTERFACE
+  ${MOM_TORCH_ROOT}/include ${MOM_TORCH_ROOT}/include/torch/csrc/api/include)
+target_link_libraries(mom_torch_full INTERFACE
+  ${MOM_TORCH_LIB}/libtorch.so ${MOM_TORCH_LIB}/libtorch_cpu.so ${MOM_TORCH_LIB}/libc10.so)
+target_link_options(mom_torch_full INTERFACE LINKER:--allow-shlib-undefined)

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mixture_of_mamba/nn/modality_linear.h>
+#include <mixture_of_mamba/nn/rms_norm.h>
+#include <mixture_of_mamba/nn/state.h>
+#include <mixture_of_mamba/routing.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdint>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace mixture_of_mamba::nn {
+
+/// Options of MixtureOfMamba: MixtureOfMamba(MixtureOfMambaOptions(1024, 2).decouple({"in_proj",
+/// "out_proj"})).
+struct MixtureOfMambaOptions {
+  using Bounds = std::pair<double, double>;
+
+  MixtureOfMambaOptions(int64_t d_model, int64_t num_modalities);
+  /// Width of the residual stream.
+  TORCH_ARG(int64_t, d_model);
+  /// Ids are 0 .. num_modalities - 1.
+  TORCH_ARG(int64_t, num_modalities);
+  /// Which of in_proj, x_proj, dt_proj and out_proj are per modality; any of the 16 subsets.
+  TORCH_ARG(std::vector<std::string>, decouple) = {"in_proj", "x_proj", "dt_proj", "out_proj"};
+  TORCH_ARG(int64_t, d_state) = 16;
+  TORCH_ARG(int64_t, d_conv) = 4;
+  /// d_inner = expand * d_model.
+  TORCH_ARG(double, expand) = 2;
+  /// By default d_model / 16, rounded up.
+  TORCH_ARG(std::optional<int64_t>, dt_rank) = std::nullopt;
+  /// The range of delta before training, and how dt_proj begins ("random" or "constant").
+  TORCH_ARG(double, dt_min) = 0.001;
+  TORCH_ARG(double, dt_max) = 0.1;
+  TORCH_ARG(std::string, dt_init) = "random";
+  TORCH_ARG(double, dt_scale) = 1.0;
+  TORCH_ARG(double, dt_init_floor) = 1e-4;
+  TORCH_ARG(bool, conv_bias) = true;
+  /// Of in_proj and out_proj.
+  TORCH_ARG(bool, bias) = false;
+  /// "default", or "lean": keep fewer activations for backward and compute them again there.
+  TORCH_ARG(std::string, memory) = "default";
+  /// RMS norms with weights on B, C and the low-rank dt (Jamba's: b_layernorm, c_layernorm, dt_layernorm).
+  TORCH_ARG(bool, bcdt_norm) = false;
+  /// Bounds (low, high) on delta = softplus(dt + bias). With a norm or a limit the block is the operators one
+  /// by one.
+  TORCH_ARG(std::optional<Bounds>, dt_limit) = std::nullopt;
+  /// Of the parameters; A_log and D are float32 whatever the dtype.
+  TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
+  TORCH_ARG(std::optional<torch::Dtype>, dtype) = std::nullopt;
+
+ public:
+  int64_t d_inner() const;
+  /// dt_rank() with its default filled in.
+  int64_t rank() const;
+};
+
+/// A projection of the block: one torch::nn::Linear for all rows, or a ModalityLinear.
+struct Projection {
+  torch::nn::Linear shared{nullptr};
+  ModalityLinear decoupled{nullptr};
+
+  std::vector<torch::nn::Linear> linears() const;
+  std::vector<torch::Tensor> weights() const;
+  std::vector<torch::Tensor> biases() const;  ///< empty when there are none
+};
+
+/// What routes a call's tokens: nothing (a layer of one modality), ids [batch, length] with -1 for padding, a
+/// Routing of them made once per batch, or the one modality of all tokens.
+using Modality = std::variant<std::monostate, torch::Tensor, Routing, int64_t>;
+
+/// Of one call of a block.
+struct MixOptions {
+  bool sorted = false;  ///< x is, and y shall be, in the routing's sorted order
+  std::optional<torch::Tensor> cu_seqlens =
+      {};                                ///< int32 [sequences + 1], packed documents in flat time order
+  std::optional<MambaState> state = {};  ///< where each sequence starts from; differentiable
+};
+
+/// The Mamba block (arXiv 2312.00752) whose projections may be per modality (arXiv 2501.16295); convolution,
+/// A and D are shared by all.
+///
+/// Parameter names are those of mamba_ssm.Mamba; a decoupled projection holds one Linear per modality
+/// (in_proj.0.weight, in_proj.1.weight, ...). With a seed, parameters begin as those of the Python layer do.
+class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
+ public:
+  MixtureOfMambaImpl(int64_t d_model, int64_t num_modalities);
+  /// \throws c10::ValueError naming the option, what was required, and what came.
+  explicit MixtureOfMambaImpl(const MixtureOfMambaOptions& options);
+
+  void reset() override;
+  /// As in the Mamba paper: dt in [dt_min, dt_max] per modality, A = -(1 .. d_state), D = 1.
+  void reset_parameters();
+  void pretty_print(std::ostream& stream) const override;
+
+  /// Mixes tokens along time; any length.
+  /// \param x [batch, length, d_model] in time order, or with rows in sorted order when options.sorted.
+  /// \return y with the shape and order of x; padding rows are 0.
+  /// \throws c10::ValueError, c10::Error naming the argument, what was required, and what came.
+  torch::Tensor forward(const torch::Tensor& x, const Modality& modality = {},
+                        const MixOptions& options = {});
+
+  /// forward() and the state after the last token, from which options.state goes on; prefill and continuation
+  /// alike.
+  std::tuple<torch::Tensor, MambaState> forward_with_state(const torch::Tensor& x,
+                                                           const Modality& modality = {},
+                                                           const MixOptions& options = {});
+
+  /// Decodes one or a few tokens [batch, length, d_model], updating `state` in place; inference only.
+  torch::Tensor step(const torch::Tensor& x, MambaState& state, const Modality& modality = {});
+
+  /// The state before the first token; its dtype is that of the activations, by default the weights'.
+  MambaState allocate_state(int64_t batch, std::optional<torch::Dtype> dtype = {}) const;
+
+  /// A_log, D and the biases of dt_proj: what an optimiser should not decay.
+  std::vector<torch::Tensor> parameters_without_weight_decay() const;
+
+  MixtureOfMambaOptions options;
+  Projection in_proj, x_proj, dt_proj, out_proj;
+  torch::nn::Conv1d conv1d{nullptr};
+  torch::Tensor A_log;  ///< [d_inner, d_state]
+  torch::Tensor D;      ///< [d_inner]
+  RMSNorm dt_layernorm{nullptr}, b_layernorm{nullptr}, c_layernorm{nullptr};
+
+ protected:
+  FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(Modality())}, {2, torch::nn::AnyValue(MixOptions())})
+
+ private:
+  Projection make_projection(const std::string& name, int64_t in_features, int64_t out_features, bool bias);
+};
+
+TORCH_MODULE(MixtureOfMamba);
+
+}  // namespace mixture_of_mamba::nn

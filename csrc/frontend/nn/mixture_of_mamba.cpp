@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mixture_of_mamba/nn/mixture_of_mamba.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "mixing.h"
+#include "text.h"
+
+namespace mixture_of_mamba::nn {
+
+namespace {
+
+using frontend::require_value;
+
+constexpr std::array<const char*, 4> kProjections{"in_proj", "x_proj", "dt_proj", "out_proj"};
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+void check(MixtureOfMambaOptions& options) {
+  std::vector<std::string> unknown;
+  for (const std::string& name : options.decouple()) {
+    if (std::find(kProjections.begin(), kProjections.end(), name) == kProjections.end()) {
+      unknown.push_back("'" + name + "'");
+    }
+  }
+  require_value(unknown.empty(), "decouple must name projections among ('{}'), got [{}]",
+                fmt::join(kProjections, "', '"), fmt::join(unknown, ", "));
+  require_value(options.num_modalities() >= 1, "num_modalities must be at least 1, got {}",
+                options.num_modalities());
+  require_value(options.dt_init() == "random" || options.dt_init() == "constant",
+                "dt_init must be \"random\" or \"constant\", got '{}'", options.dt_init());
+  require_value(options.memory() == "default" || options.memory() == "lean",
+                "memory must be \"default\" or \"lean\", got '{}'", options.memory());
+  if (const auto limit = options.dt_limit()) {
+    const auto [low, high] = *limit;
+    require_value(0 <= low && low < high, "dt_limit must have 0 <= low < high, got ({}, {})", low, high);
+    if (low == 0 && high == std::numeric_limits<double>::infinity()) options.dt_limit(std::nullopt);
+  }
+}
+
+}  // namespace
+
+MixtureOfMambaOptions::MixtureOfMambaOptions(int64_t d_model, int64_t num_modalities)
+    : d_model_(d_model), num_modalities_(num_modalities) {}
+
+int64_t MixtureOfMambaOptions::d_inner() const { return static_cast<int64_t>(expand() * d_model()); }
+
+int64_t MixtureOfMambaOptions::rank() const { return dt_rank().value_or((d_model() + 15) / 16); }
+
+std::vector<torch::nn::Linear> Projection::linears() const {
+  if (shared) return {shared};
+  return decoupled->linears;
+}
+
+std::vector<torch::Tensor> Projection::weights() const {
+  std::vector<torch::Tensor> tensors;
+  for (const torch::nn::Linear& linear : linears()) tensors.push_back(linear->weight);
+  return tensors;
+}
+
+std::vector<torch::Tensor> Projection::biases() const {
+  std::vector<torch::Tensor> tensors;
+  for (const torch::nn::Linear& linear : linears()) {
+    if (linear->bias.defined()) tensors.push_back(linear->bias);
+  }
+  return tensors;
+}
+
+MixtureOfMambaImpl::MixtureOfMambaImpl(int64_t d_model, int64_t num_modalities)
+    : MixtureOfMambaImpl(MixtureOfMambaOptions(d_model, num_modalities)) {}
+
+MixtureOfMambaImpl::MixtureOfMambaImpl(const MixtureOfMambaOptions& options_) : options(options_) {
+  check(options);
+  MixtureOfMambaImpl::reset();
+}
+
+Projection MixtureOfMambaImpl::make_projection(const std::string& name, int64_t in_features,
+                                               int64_t out_features, bool bias) {
+  Projection projection;
+  if (contains(options.decouple(), name)) {
+    const auto each = ModalityLinearOptions(in_features, out_features, options.num_modalities()).bias(bias);
+    projection.decoupled = register_module(name, ModalityLinear(each));
+  } else {
+    const auto all = torch::nn::LinearOptions(in_features, out_features).bias(bias);
+    projection.shared = register_module(name, torch::nn::Linear(all));
+  }
+  return projection;
+}
+
+void MixtureOfMambaImpl::reset() {
+  const int64_t d_model = options.d_model(), inner = options.d_inner(), states = options.d_state();
+  const int64_t rank = options.rank(), width = options.d_conv();
+  in_proj = make_projection("in_proj", d_model, 2 * inner, options.bias());
+  const auto conv = torch::nn::Conv1dOptions(inner, inner, width).groups(inner).padding(width - 1);
+  conv1d =
+      register_module("conv1d", torch::nn::Conv1d(torch::nn::Conv1dOptions(conv).bias(options.conv_bias())));
+  x_proj = make_projection("x_proj", inner, rank + 2 * states, false);
+  dt_proj = make_projection("dt_proj", rank, inner, true);
+  A_log = register_parameter("A_log", torch::empty({inner, states}, torch::kFloat32));
+  D = register_parameter("D", torch::empty({inner}, torch::kFloat32));
+  out_proj = make_projection("out_proj", inner, d_model, options.bias());
+  dt_layernorm = b_layernorm = c_layernorm = nullptr;
+  if (options.bcdt_norm()) {
+    dt_layernorm = register_module("dt_layernorm", RMSNorm(RMSNormOptions(rank).eps(1e-6)));
+    b_layernorm = register_module("b_layernorm", RMSNorm(RMSNormOptions(states).eps(1e-6)));
+    c_layernorm = register_module("c_layernorm", RMSNorm(RMSNormOptions(states).eps(1e-6)));
+  }
+  reset_parameters();
+  if (options.dtype()) {
+    for (const auto& child : children()) child->to(*options.dtype());
+  }
+  if (options.device()) to(*options.device());
+}
+
+void MixtureOfMambaImpl::reset_parameters() {
+  torch::NoGradGuard no_grad;
+  // In the order of Python's modules(), so that a seed gives the same values.
+  for (const Projection* projection : {&in_proj, &x_proj, &dt_proj, &out_proj}) {
+    for (torch::nn::Linear linear : projection->linears()) linear->reset_parameters();
+    if (projection == &in_proj) conv1d->reset_parameters();
+  }
+  for (RMSNorm* norm : {&dt_layernorm, &b_layernorm, &c_layernorm}) {
+    if (*norm) (*norm)->reset_parameters();
+  }
+  A_log.copy_(torch::ones_like(A_log, torch::kFloat32).cumsum(1).log());
+  D.fill_(1.0);
+  const double bound = std::pow(static_cast<double>(options.rank()), -0.5) * options.dt_scale();
+  const double low = std::log(options.dt_min()), high = std::log(options.dt_max());
+  for (torch::nn::Linear linear : dt_proj.linears()) {
+    if (options.dt_init() == "constant") {
+      linear->weight.fill_(bound);
+    } else {
+      linear->weight.uniform_(-bound, bound);
+    }
+    torch::Tensor dt = torch::rand_like(linear->bias, torch::kFloat32);
+    dt = (low + dt * (high - low)).exp().clamp_min(options.dt_init_floor());
+    linear->bias.copy_(dt + torch::log(-torch::expm1(-dt)));  // the inverse of softplus
+  }
+}
+
+void MixtureOfMambaImpl::pretty_print(std::ostream& stream) const {
+  std::string limit;
+  if (const auto bounds = options.dt_limit())
+    limit = fmt::format(", dt_limit=({}, {})", bounds->first, bounds->second);
+  stream << fmt::format(
+      "mixture_of_mamba::nn::MixtureOfMamba(d_model={}, num_modalities={}, decouple=[{}]{})",
+      options.d_model(), options.num_modalities(), fmt::join(options.decouple(), ", "), limit);
+}
+
+std::tuple<torch::Tensor, MambaState> MixtureOfMambaImpl::forward_with_state(const torch::Tensor& x,
+                                                                             const Modality& modality,
+                                                                             const MixOptions& call) {
+  const auto routing = frontend::routing_of(*this, x, modality);
+  const bool permute = routing && !call.sorted;
+  auto [y, state] =
+      frontend::mix(*this, permute ? routing->sort(x) : x, routing, call.cu_seqlens, call.state);
+  return {permute ? routing->unsort(y) : y, state};
+}
+
+torch::Tensor MixtureOfMambaImpl::forward(const torch::Tensor& x, const Modality& modality,
+                                          const MixOptions& call) {
+  return std::get<0>(forward_with_state(x, modality, call));
+}
+
+torch::Tensor MixtureOfMambaImpl::step(const torch::Tensor& x, MambaState& state, const Modality& modality) {
+  torch::NoGradGuard no_grad;
+  const auto routing = frontend::routing_of(*this, x, modality);
+  const torch::Tensor y = frontend::step(*this, routing ? routing->sort(x) : x, routing, state);
+  return routing ? routing->unsort(y) : y;
+}
+
+MambaState MixtureOfMambaImpl::allocate_state(int64_t batch, std::optional<torch::Dtype> dtype) const {
+  const auto activations =
+      conv1d->weight.options().requires_grad(false).dtype(dtype.value_or(conv1d->weight.scalar_type()));
+  const auto sums =
+      activations.dtype(activations.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
+  return {torch::zeros({batch, options.d_conv() - 1, options.d_inner()}, activations),
+          torch::zeros({batch, options.d_inner(), options.d_state()}, sums)};
+}
+
+std::vector<torch::Tensor> MixtureOfMambaImpl::parameters_without_weight_decay() const {
+  std::vector<torch::Tensor> tensors{A_log, D};
+  for (const torch::Tensor& bias : dt_proj.biases()) tensors.push_back(bias);
+  return tensors;
+}
+
+}  // namespace mixture_of_mamba::nn

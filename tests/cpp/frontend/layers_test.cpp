@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <thread>
+
+#include "nn/mixing.h"
+#include "support.h"
+
+namespace mixture_of_mamba::testing {
+
+namespace {
+
+using nn::MixtureOfMamba;
+using nn::MixtureOfMambaOptions;
+
+const std::vector<std::string> kProjections{"in_proj", "x_proj", "dt_proj", "out_proj"};
+
+std::vector<std::string> subset(unsigned bits) {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < kProjections.size(); ++i) {
+    if (bits >> i & 1) names.push_back(kProjections[i]);
+  }
+  return names;
+}
+
+MixtureOfMambaOptions small(int64_t modalities = 3) {
+  return MixtureOfMambaOptions(4, modalities).d_state(3).d_conv(3).dt_rank(2);
+}
+
+// Forward and all gradients of the layer, against the layer written out.
+void require_equal_to_reference(MixtureOfMamba& layer, const Tensor& x, const Tensor& ids) {
+  Tensors inputs = layer->parameters();
+  inputs.push_back(x);
+  const Tensor y = layer->forward(x, ids), expected = reference_layer(*layer, x, ids);
+  require_close("y", y, expected);
+  const Tensors grads = gradients({y}, inputs), expected_grads = gradients({expected}, inputs);
+  const auto names = layer->named_parameters().keys();
+  for (size_t i = 0; i < grads.size(); ++i) {
+    require_close("gradient of " + (i < names.size() ? names[i] : "x"), grads[i], expected_grads[i]);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Every subset of decoupled projections computes what the layer written out does", "[layer]") {
+  for (unsigned bits = 0; bits < 16; ++bits) {
+    torch::manual_seed(bits);
+    MixtureOfMamba layer =
+        make_layer(small().decouple(subset(bits)).bias(bits % 2 == 1).conv_bias(bits % 3 != 1));
+    INFO(*layer);
+    require_equal_to_reference(layer, leaf({2, 6, 4}), random_ids(2, 6, 3));
+  }
+}
+
+TEST_CASE("Norms of B, C and dt, and limits of delta, are as written out", "[layer]") {
+  torch::manual_seed(1);
+  for (const auto& decouple : {subset(0), subset(15)}) {
+    MixtureOfMamba normed = make_layer(small().decouple(decouple).bcdt_norm(true));
+    require_equal_to_reference(normed, leaf({2, 5, 4}), random_ids(2, 5, 3));
+    MixtureOfMamba limited = make_layer(small().decouple(decouple).dt_limit(std::make_pair(0.01, 0.05)));
+    require_equal_to_reference(limited, leaf({2, 5, 4}), random_ids(2, 5, 3));
+  }
+  MixtureOfMamba unlimited(small().dt_limit(std::make_pair(0.0, std::numeric_limits<double>::infinity())));
+  REQUIRE_FALSE(unlimited->options.dt_limit().has_value());
+}
+
+TEST_CASE("One operator and one step after the other give the same numbers; lean gives the same bits",
+          "[layer]") {
+  torch::manual_seed(2);
+  for (const unsigned bits : {0u, 5u, 15u}) {
+    MixtureOfMamba layer = make_layer(small().decouple(subset(bits)).bias(true));
+    const Tensor x = leaf({2, 6, 4});
+    const Routing routing = Routing::from_ids(random_ids(2, 6, 3), 3);
+    const auto [one, one_state] = frontend::mix(*layer, x, routing, {}, {});
+    const auto [steps, steps_state] = frontend::mix_step_by_step(*layer, x, routing, {}, {});
+    require_close("y", steps, one);
+    require_close("conv", steps_state.conv, one_state.conv);
+    require_close("ssm", steps_state.ssm, one_state.ssm);
+    Tensors inputs = layer->parameters();
+    inputs.push_back(x);
+    const Tensors grads = gradients({one, one_state.ssm}, inputs);
+    const Tensors step_grads = gradients({steps, steps_state.ssm}, inputs);
+    layer->options.memory("lean");
+    const Tensors lean_grads = gradients({std::get<0>(frontend::mix(*layer, x, routing, {}, {}))}, inputs);
+    layer->options.memory("default");
+    const Tensors default_grads = gradients({std::get<0>(frontend::mix(*layer, x, routing, {}, {}))}, inputs);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      require_close("gradient", step_grads[i], grads[i]);
+      REQUIRE(torch::equal(lean_grads[i], default_grads[i]));
+    }
+  }
+}
+
+TEST_CASE("Whole, in chunks and in steps: the state carries everything, and its gradient", "[state]") {
+  torch::manual_seed(3);
+  MixtureOfMamba layer = make_layer(small());
+  const Tensor x = leaf({2, 7, 4}), ids = random_ids(2, 7, 3);
+  const auto part = [](const Tensor& tensor, int64_t begin, int64_t end) {
+    return tensor.slice(1, begin, end);
+  };
+  const auto [whole, whole_state] = layer->forward_with_state(x, ids);
+  const auto [first, middle] = layer->forward_with_state(part(x, 0, 3), part(ids, 0, 3));
+  const auto [second, last] = layer->forward_with_state(part(x, 3, 7), part(ids, 3, 7), {.state = middle});
+  require_close("chunks", torch::cat({first, second}, 1), whole);
+  require_close("conv", last.conv, whole_state.conv);
+  require_close("ssm", last.ssm, whole_state.ssm);
+  Tensors inputs = layer->parameters();
+  inputs.push_back(x);
+  const Tensors expected = gradients({whole, whole_state.ssm}, inputs);
+  const Tensors chunked = gradients({torch::cat({first, second}, 1), last.ssm}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) require_close("gradient", chunked[i], expected[i]);
+
+  nn::MambaState state = layer->allocate_state(2);
+  Tensors steps;
+  for (int64_t t = 0; t < 7; ++t) steps.push_back(layer->step(part(x, t, t + 1), state, part(ids, t, t + 1)));
+  require_close("steps", torch::cat(steps, 1), whole.detach());
+  require_close("stepped ssm", state.ssm, whole_state.ssm.detach());
+  REQUIRE_FALSE(steps[0].requires_grad());
+  const nn::MambaState kept = state.clone();
+  layer->step(part(x, 0, 1), state, part(ids, 0, 1));
+  require_close("clone", kept.ssm, whole_state.ssm.detach());
+  REQUIRE_FALSE(torch::equal(state.ssm, kept.ssm));
+}
+
+TEST_CASE("Packed documents are separate documents, and padding does not exist", "[packing]") {
+  torch::manual_seed(4);
+  MixtureOfMamba layer = make_layer(small());
+  const Tensor x = leaf({1, 9, 4}), ids = random_ids(1, 9, 3);
+  const Tensor cu_seqlens = torch::tensor({0, 4, 4, 9}, torch::kInt32);
+  const auto [packed, states] = layer->forward_with_state(x, ids, {.cu_seqlens = cu_seqlens});
+  Tensors parts;
+  for (const auto& [begin, end] : {std::make_pair(0, 4), std::make_pair(4, 9)}) {
+    const auto [y, state] = layer->forward_with_state(x.slice(1, begin, end), ids.slice(1, begin, end));
+    require_close("state", states.ssm[begin == 0 ? 0 : 2], state.ssm[0]);
+    parts.push_back(y);
+  }
+  require_close("packed", packed, torch::cat(parts, 1));
+  REQUIRE(states.ssm[1].abs().max().item<double>() == 0);
+
+  // Padding between and after tokens, whose content does not matter.
+  const Tensor dense_ids = random_ids(1, 5, 3, false), dense = randn({1, 5, 4});
+  const Tensor places = torch::tensor({0, 2, 3, 6, 7}, torch::kInt64);
+  const Tensor padded = torch::full({1, 9, 4}, std::numeric_limits<double>::quiet_NaN(), torch::kFloat64);
+  const Tensor padded_ids = torch::full({1, 9}, -1, torch::kInt64);
+  padded.index_copy_(1, places, dense);
+  padded_ids.index_copy_(1, places, dense_ids);
+  const Tensor y = layer->forward(padded, padded_ids);
+  require_close("padded", y.index_select(1, places), layer->forward(dense, dense_ids));
+  REQUIRE(torch::equal(y.slice(1, 8, 9), torch::zeros({1, 1, 4}, torch::kFloat64)));
+}
+
+TEST_CASE("Modality is ids, a routing, one number or nothing; sorted rows stay sorted", "[layer]") {
+  torch::manual_seed(5);
+  MixtureOfMamba layer = make_layer(small());
+  const Tensor x = randn({2, 5, 4}), ids = random_ids(2, 5, 3);
+  const Tensor y = layer->forward(x, ids);
+  const Routing routing = Routing::from_ids(ids, 3);
+  REQUIRE(torch::equal(layer->forward(x, routing), y));
+  REQUIRE(torch::equal(routing.unsort(layer->forward(routing.sort(x), routing, {.sorted = true})), y));
+  REQUIRE(torch::equal(layer->forward(x, 2), layer->forward(x, torch::full({2, 5}, 2))));
+  MixtureOfMamba shared = make_layer(small().decouple({}));
+  REQUIRE(torch::equal(shared->forward(x, 1), shared->forward(x, torch::zeros({2, 5}, torch::kInt64))));
+}
+
+TEST_CASE("Mamba is the mixture of one modality; other ids count as one, -1 is padding", "[mamba]") {
+  torch::manual_seed(6);
+  nn::Mamba dense(nn::MambaOptions(4).d_state(3));
+  dense->to(torch::kFloat64);
+  const Tensor x = leaf({2, 5, 4}), ids = random_ids(2, 5, 3);
+  require_close("dense", dense->forward(x), reference_layer(*dense, x, torch::zeros({2, 5}, torch::kInt64)));
+  require_close("padding", dense->forward(x, ids), reference_layer(*dense, x, ids.clamp_max(0)));
+  REQUIRE(torch::equal(dense->forward(x, Routing::from_ids(ids, 3)), dense->forward(x, ids)));
+  torch::manual_seed(7);
+  MixtureOfMamba one(nn::MambaOptions(4).decouple(kProjections));
+  torch::manual_seed(7);
+  nn::Mamba same(4);
+  REQUIRE(torch::equal(one->in_proj.weights()[0], same->in_proj.weights()[0]));
+  REQUIRE(same->named_parameters().keys() ==
+          std::vector<std::string>({"A_log", "D", "in_proj.weight", "conv1d.weight", "conv1d.bias",
+                                    "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "out_proj.weight"}));
+  // In a Sequential, with the arguments' defaults.
+  torch::nn::Sequential stack(nn::RMSNorm(4), nn::Mamba(4));
+  REQUIRE(stack->forward(torch::randn({1, 3, 4})).sizes().vec() == std::vector<int64_t>({1, 3, 4}));
+}
+
+TEST_CASE("Parameters begin as in the Mamba paper", "[initialisation]") {
+  torch::manual_seed(8);
+  MixtureOfMamba layer(MixtureOfMambaOptions(64, 2).dt_min(0.01).dt_max(0.02));
+  REQUIRE(torch::allclose(layer->A_log.exp(), torch::arange(1, 17).to(torch::kFloat32).expand({128, 16})));
+  REQUIRE(torch::equal(layer->D, torch::ones({128})));
+  for (const Tensor& bias : layer->dt_proj.biases()) {
+    const Tensor delta = torch::softplus(bias);
+    REQUIRE(delta.min().item<double>() >= 0.0099);
+    REQUIRE(delta.max().item<double>() <= 0.0201);
+  }
+  REQUIRE_FALSE(torch::equal(layer->dt_proj.biases()[0], layer->dt_proj.biases()[1]));
+  REQUIRE(layer->dt_proj.weights()[0].abs().max().item<double>() <= 0.5);  // dt_rank^-0.5
+  MixtureOfMamba constant(MixtureOfMambaOptions(64, 2).dt_init("constant"));
+  REQUIRE(torch::equal(constant->dt_proj.weights()[1], torch::full({128, 4}, 0.5)));
+  REQUIRE(layer->parameters_without_weight_decay().size() == 4);
+
+  MixtureOfMamba narrow(MixtureOfMambaOptions(16, 2).dtype(torch::kBFloat16));
+  REQUIRE(narrow->in_proj.weights()[0].scalar_type() == torch::kBFloat16);
+  REQUIRE(narrow->A_log.scalar_type() == torch::kFloat32);
+  const auto [y, state] = narrow->forward_with_state(torch::randn({1, 4, 16}, torch::kBFloat16), 0);
+  REQUIRE(y.scalar_type() == torch::kBFloat16);
+  const nn::MambaState empty = narrow->allocate_state(1);
+  REQUIRE(empty.conv.scalar_type() == state.conv.scalar_type());
+  REQUIRE(empty.ssm.scalar_type() == state.ssm.scalar_type());
+}
+
+TEST_CASE("Modules are cloned, converted, saved, loaded and printed", "[module]") {
+  torch::manual_seed(9);
+  MixtureOfMamba layer = make_layer(small().decouple({"in_proj", "dt_proj"}).bcdt_norm(true));
+  const Tensor x = randn({1, 4, 4}), ids = random_ids(1, 4, 3);
+  const Tensor y = layer->forward(x, ids);
+
+  const auto copy = std::dynamic_pointer_cast<nn::MixtureOfMambaImpl>(layer->clone());
+  REQUIRE(torch::equal(copy->forward(x, ids), y));
+  {
+    torch::NoGradGuard no_grad;
+    copy->D.add_(1);
+    copy->in_proj.weights()[1].mul_(2);  // the copy's own, and the one that its forward reads
+  }
+  REQUIRE(torch::equal(layer->forward(x, ids), y));
+  REQUIRE_FALSE(torch::equal(copy->forward(x, ids), y));
+
+  std::stringstream file;
+  torch::save(layer, file);
+  MixtureOfMamba loaded(layer->options);
+  loaded->to(torch::kFloat64);
+  torch::load(loaded, file);
+  REQUIRE(torch::equal(loaded->forward(x, ids), y));
+
+  layer->to(torch::kFloat32);
+  REQUIRE(layer->forward(x.to(torch::kFloat32), ids).scalar_type() == torch::kFloat32);
+
+  std::ostringstream printed;
+  printed << *layer;
+  REQUIRE_THAT(
+      printed.str(),
+      Catch::Contains("mixture_of_mamba::nn::MixtureOfMamba(d_model=4, num_modalities=3, "
+                      "decouple=[in_proj, dt_proj])") &&
+          Catch::Contains("(in_proj): mixture_of_mamba::nn::ModalityLinear(in_features=4, out_features=16, "
+                          "num_modalities=3)") &&
+          Catch::Contains("(b_layernorm): mixture_of_mamba::nn::RMSNorm(3, eps=1e-06)"));
+  const auto names = layer->named_parameters().keys();
+  for (const char* name : {"in_proj.2.weight", "dt_proj.0.bias", "x_proj.weight", "conv1d.bias", "A_log"}) {
+    REQUIRE(std::find(names.begin(), names.end(), name) != names.end());
+  }
+}
+
+TEST_CASE("Errors of the layer name the argument, the requirement and what came", "[errors]") {
+  REQUIRE(error_of([] {
+            MixtureOfMamba(MixtureOfMambaOptions(4, 2).decouple({"in_proj", "conv"}));
+          }) ==
+          "decouple must name projections among ('in_proj', 'x_proj', 'dt_proj', 'out_proj'), got ['conv']");
+  REQUIRE(error_of([] { MixtureOfMamba(4, 0); }) == "num_modalities must be at least 1, got 0");
+  REQUIRE(error_of([] { MixtureOfMamba(MixtureOfMambaOptions(4, 2).dt_init("zero")); }) ==
+          "dt_init must be \"random\" or \"constant\", got 'zero'");
+  REQUIRE(error_of([] { MixtureOfMamba(MixtureOfMambaOptions(4, 2).memory("none")); }) ==
+          "memory must be \"default\" or \"lean\", got 'none'");
+  REQUIRE_THAT(
+      error_of([] { MixtureOfMamba(MixtureOfMambaOptions(4, 2).dt_limit(std::make_pair(0.2, 0.1))); }),
+      Catch::StartsWith("dt_limit must have 0 <= low < high, got (0.2, 0.1)"));
+  MixtureOfMamba layer(4, 2);
+  const Tensor x = torch::randn({2, 3, 4});
+  REQUIRE(error_of([&] {
+            layer->forward(torch::randn({2, 3, 5}), 0);
+          }) == "x must have shape [batch, length, d_model = 4], got [2, 3, 5]");
+  REQUIRE(error_of([&] { layer->forward(x); }) ==
+          "modality must be ids [batch, length] or a Routing (or one int for all tokens, or modality_masks "
+          "in its "
+          "place), since the layer has 2 modalities, got None");
+  REQUIRE(error_of([&] { layer->forward(x, 2); }) ==
+          "modality must lie in 0 .. num_modalities - 1 = 1 when it is an int, got 2");
+  REQUIRE(error_of([&] { layer->forward(x, Routing::from_ids(random_ids(2, 3, 3), 3)); }) ==
+          "modality must be a Routing of 2 modalities, got 3");
+  REQUIRE(error_of([&] { layer->forward(x, Routing::from_ids(random_ids(3, 2, 2), 2)); }) ==
+          "modality must have the batch and length of x, [2, 3], got [3, 2]");
+  REQUIRE(error_of([&] { models::Decoder(models::DecoderOptions(9, 2, 4, 1, 2).mixer("gru")); }) ==
+          "mixer must be \"mom\" or \"mamba\", got 'gru'");
+}
+
+namespace {
+
+// Losses of a few steps of training on a fixed batch, from a given state of the weights.
+std::vector<float> train(const models::Decoder& start, uint64_t seed, int steps) {
+  auto model = models::Decoder(std::dynamic_pointer_cast<models::DecoderImpl>(start->clone()));
+  auto generator = at::detail::createCPUGenerator(seed);
+  const Tensor tokens = torch::randint(0, 20, {2, 13}, generator, torch::kInt64);
+  const Tensor ids = (tokens >= 12).to(torch::kInt64), slots = torch::zeros_like(ids);
+  const auto inputs = [](const Tensor& tensor) { return tensor.slice(1, 0, 12).contiguous(); };
+  const Routing routing = Routing::from_ids(inputs(ids), 2);
+  const Tensor labels = routing.sort(tokens.slice(1, 1, 13).contiguous());
+  torch::optim::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-2));
+  std::vector<float> losses;
+  for (int step = 0; step < steps; ++step) {
+    optimizer.zero_grad();
+    const Tensor logits = model->forward(routing.sort(inputs(tokens)), routing.sort(inputs(slots)), routing);
+    const auto sums = models::modality_losses(logits, labels, 12);
+    const Tensor loss = sums.cross_entropy.sum() / sums.count.sum();
+    loss.backward();
+    optimizer.step();
+    losses.push_back(loss.item<float>());
+  }
+  return losses;
+}
+
+}  // namespace
+
+TEST_CASE("A decoder learns a batch, in two threads at once as in one after the other", "[decoder]") {
+  torch::manual_seed(10);
+  const models::Decoder start(models::DecoderOptions(20, 3, 16, 2, 2));
+  const auto alone = train(start, 1, 40), other = train(start, 2, 8);
+  REQUIRE(alone.back() < 0.3F * alone.front());
+  std::vector<float> first, second;
+  std::thread one([&] { first = train(start, 1, 8); });
+  std::thread two([&] { second = train(start, 2, 8); });
+  one.join();
+  two.join();
+  REQUIRE(first == std::vector<float>(alone.begin(), alone.begin() + 8));
+  REQUIRE(second == other);
+}
+
+TEST_CASE("A decoder goes on from its states as in one pass", "[decoder]") {
+  torch::manual_seed(11);
+  for (const char* mixer : {"mom", "mamba"}) {
+    models::Decoder model(models::DecoderOptions(20, 3, 16, 2, 2).mixer(mixer));
+    torch::NoGradGuard no_grad;
+    const Tensor tokens = torch::randint(0, 20, {2, 6}, torch::kInt64),
+                 slots = torch::randint(0, 3, {2, 6}, torch::kInt64);
+    const Tensor ids = random_ids(2, 6, 2);
+    const Routing routing = Routing::from_ids(ids, 2);
+    const Tensor sorted = model->forward(routing.sort(tokens), routing.sort(slots), routing);
+    const auto [whole, states] = model->advance(tokens, slots, ids);
+    require_close("time order", routing.unsort(sorted), whole, 1e-5);
+    std::vector<nn::MambaState> running;
+    Tensors parts;
+    for (int64_t t = 0; t < 6; t += 2) {
+      const auto part = [t](const Tensor& tensor) { return tensor.slice(1, t, t + 2); };
+      auto [logits, next] = model->advance(part(tokens), part(slots), part(ids), running);
+      parts.push_back(logits);
+      running = next;
+    }
+    require_close("in parts", torch::cat(parts, 1), whole, 1e-5);
+    require_close("state", running[1].ssm, states[1].ssm, 1e-5);
+    REQUIRE(error_of([&] { model->advance(tokens, slots, ids, {states[0]}); }) ==
+            "states must be empty or hold one state for each of the 2 layers, got 1");
+  }
+}
+
+TEST_CASE("Losses are summed by the modality of the label", "[decoder]") {
+  torch::manual_seed(12);
+  const Tensor logits = torch::randn({1, 4, 5});
+  const Tensor labels = torch::tensor({{0, 3, -100, 4}}, torch::kInt64);
+  const auto losses = models::modality_losses(logits, labels, 3);
+  const Tensor log_probabilities = torch::log_softmax(logits[0], -1),
+               log_z = logits[0].logsumexp(-1).square();
+  require_close("count", losses.count, torch::tensor({1.0F, 2.0F}));
+  require_close("text", losses.cross_entropy[0], -log_probabilities[0][0], 1e-6);
+  require_close("image", losses.cross_entropy[1], -log_probabilities[1][3] - log_probabilities[3][4], 1e-6);
+  require_close("z", losses.z, torch::stack({log_z[0], log_z[1] + log_z[3]}), 1e-6);
+}
+
+}  // namespace mixture_of_mamba::testing
