@@ -2,7 +2,8 @@
 # mom_torch: headers and libraries of the target environment's torch, for code on the stable ABI.
 #
 # find_package(Torch) is not used: with a CUDA torch and no nvcc it is a fatal error, and it overrides
-# the architectures. MOM_TORCH_ROOT is the installed `torch` folder; without it python3 is asked.
+# the architectures. MOM_TORCH_ROOT is the installed `torch` folder, or an unpacked LibTorch, which needs no Python;
+# without it python3 is asked.
 
 set(MOM_TORCH_ROOT "" CACHE PATH "The installed torch folder (by default that of MOM_PYTHON)")
 set(MOM_PYTHON python3 CACHE STRING "The Python whose torch is built against")
@@ -11,19 +12,29 @@ if(NOT MOM_TORCH_ROOT)
     COMMAND ${MOM_PYTHON} -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
     OUTPUT_VARIABLE root OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
   if(failed)
-    message(FATAL_ERROR "torch >= 2.11 is needed to build and ${MOM_PYTHON} has none: pip install torch")
+    message(FATAL_ERROR "torch >= 2.11 is needed to build and ${MOM_PYTHON} has none: pip install torch, or set "
+      "MOM_TORCH_ROOT to an unpacked LibTorch")
   endif()
   set(MOM_TORCH_ROOT ${root} CACHE PATH "" FORCE)
 endif()
 set(MOM_TORCH_LIB ${MOM_TORCH_ROOT}/lib)
-if(NOT EXISTS ${MOM_TORCH_ROOT}/version.py)
-  message(FATAL_ERROR "MOM_TORCH_ROOT must be an installed torch folder, but ${MOM_TORCH_ROOT} has no version.py")
+if(EXISTS ${MOM_TORCH_ROOT}/version.py)
+  file(STRINGS ${MOM_TORCH_ROOT}/version.py version_lines REGEX "^(__version__|cuda)")
+  string(REGEX MATCH "cuda[^=]*= *'([0-9.]+)'" unused "${version_lines}")
+  set(MOM_TORCH_CUDA "${CMAKE_MATCH_1}")
+  string(REGEX MATCH "__version__[^=]*= *'([^']+)'" unused "${version_lines}")
+  set(MOM_TORCH_VERSION "${CMAKE_MATCH_1}")
+elseif(EXISTS ${MOM_TORCH_ROOT}/build-version)
+  file(STRINGS ${MOM_TORCH_ROOT}/build-version MOM_TORCH_VERSION LIMIT_COUNT 1)
+  string(REGEX MATCH "\\+cu([0-9]+)([0-9])" unused "${MOM_TORCH_VERSION}")
+  set(MOM_TORCH_CUDA "")
+  if(unused)
+    set(MOM_TORCH_CUDA "${CMAKE_MATCH_1}.${CMAKE_MATCH_2}")
+  endif()
+else()
+  message(FATAL_ERROR "MOM_TORCH_ROOT must be an installed torch folder or an unpacked LibTorch, but "
+    "${MOM_TORCH_ROOT} has neither version.py nor build-version")
 endif()
-file(STRINGS ${MOM_TORCH_ROOT}/version.py version_lines REGEX "^(__version__|cuda)")
-string(REGEX MATCH "cuda[^=]*= *'([0-9.]+)'" unused "${version_lines}")
-set(MOM_TORCH_CUDA "${CMAKE_MATCH_1}")
-string(REGEX MATCH "__version__[^=]*= *'([^']+)'" unused "${version_lines}")
-set(MOM_TORCH_VERSION "${CMAKE_MATCH_1}")
 if(MOM_TORCH_VERSION VERSION_LESS 2.11)
   message(FATAL_ERROR
     "torch >= 2.11 is needed, and ${MOM_TORCH_ROOT} is torch ${MOM_TORCH_VERSION}: pip install --upgrade torch")

@@ -15,5 +15,5 @@ mkdir -p build
 cmake -S . -B build/dev -G Ninja -DMOM_CUDA=$cuda -DMOM_PYTHON="${PYTHON:-python3}" "$@" >build/dev-configure.log ||
   { cat build/dev-configure.log; exit 1; }
 cmake --build build/dev --parallel "${MAX_JOBS:-$(nproc)}"
-cmake --install build/dev --prefix "$PWD" >/dev/null
+cmake --install build/dev --prefix "$PWD/mixture_of_mamba" >/dev/null
 echo "built $(ls mixture_of_mamba/lib/*.so | tr '\n' ' ')"

@@ -24,6 +24,7 @@ def test_snippets_run(snippet):
         "README.md",
         "CONTRIBUTING.md",
         "docs/checkpoints.md",
+        "docs/cpp.md",
         "docs/design.md",
         "docs/features.md",
         "docs/models.md",
