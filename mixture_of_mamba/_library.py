@@ -63,7 +63,8 @@ def load() -> None:
     """Load the libraries; called when the package is imported.
 
     Raises:
-        ImportError: the CPU library is missing, does not load or belongs to other sources. A missing GPU, nvcc
+        ImportError: the CPU library is missing, does not load or belongs to other sources, or the C++ frontend has
+            registered its kernels. A missing GPU, nvcc
             or CUDA library is no reason to fail: CUDA tensors then raise :func:`cuda_problem`.
     """
     global _loaded, _cuda_problem
@@ -89,6 +90,11 @@ def load() -> None:
         raise ImportError(
             f"mixture_of_mamba's library was built from other sources than this Python code, it lacks {missing[0]}; "
             f"{REBUILD}"
+        )
+    if torch._C._dispatch_has_kernel_for_dispatch_key("mixture_of_mamba::selective_scan", "Autograd"):
+        raise ImportError(
+            "the C++ frontend has registered its kernels in this process, and they cannot be replaced; "
+            "import mixture_of_mamba before C++ code uses the frontend"
         )
     _loaded = True
     _cuda_problem = _load_cuda()

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <sstream>
+
+#include "mixture_of_mamba/models/decoder.h"
+#include "mixture_of_mamba/nn.h"
+
+// The modules of the C++ frontend in Python, for tests that compare them with Python's own. No part of the
+// package: it serves one torch and one Python.
+
+namespace {
+
+namespace py = pybind11;
+using namespace mixture_of_mamba;  // NOLINT(google-build-using-namespace): this file is all about it
+using torch::Tensor;
+using Modality = std::variant<std::monostate, int64_t, Tensor>;
+using OptionalState = std::optional<std::pair<Tensor, Tensor>>;
+
+nn::Modality modality_of(const Modality& value) {
+  if (const int64_t* one = std::get_if<int64_t>(&value)) return *one;
+  if (const Tensor* ids = std::get_if<Tensor>(&value)) return *ids;
+  return {};
+}
+
+std::shared_ptr<nn::MixtureOfMambaImpl> make_layer(int64_t d_model, int64_t num_modalities,
+                                                   const std::vector<std::string>& decouple,
+                                                   const py::kwargs& more) {
+  auto options = nn::MixtureOfMambaOptions(d_model, num_modalities).decouple(decouple);
+  for (const auto& [key, value] : more) {
+    const auto name = py::cast<std::string>(key);
+    if (name == "d_state")
+      options.d_state(py::cast<int64_t>(value));
+    else if (name == "d_conv")
+      options.d_conv(py::cast<int64_t>(value));
+    else if (name == "expand")
+      options.expand(py::cast<double>(value));
+    else if (name == "dt_rank")
+      options.dt_rank(py::cast<int64_t>(value));
+    else if (name == "dt_init")
+      options.dt_init(py::cast<std::string>(value));
+    else if (name == "conv_bias")
+      options.conv_bias(py::cast<bool>(value));
+    else if (name == "bias")
+      options.bias(py::cast<bool>(value));
+    else if (name == "memory")
+      options.memory(py::cast<std::string>(value));
+    else if (name == "bcdt_norm")
+      options.bcdt_norm(py::cast<bool>(value));
+    else if (name == "dt_limit")
+      options.dt_limit(py::cast<std::pair<double, double>>(value));
+    else
+      throw py::type_error("unknown option " + name);
+  }
+  return std::make_shared<nn::MixtureOfMambaImpl>(options);
+}
+
+template <typename Module>
+void def_module(py::class_<Module, std::shared_ptr<Module>>& type) {
+  type.def("named_parameters", [](Module& self) { return self.named_parameters().pairs(); })
+      .def("double", [](Module& self) { self.to(torch::kFloat64); })
+      .def("__repr__", [](const Module& self) {
+        std::ostringstream text;
+        text << self;
+        return text.str();
+      });
+}
+
+void translate(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const c10::ValueError& e) {
+    PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
+  } catch (const c10::Error& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(mixture_of_mamba_cpp, m) {
+  py::register_exception_translator(&translate);
+  m.def("initialize", &initialize);
+
+  py::class_<nn::MixtureOfMambaImpl, std::shared_ptr<nn::MixtureOfMambaImpl>> layer(m, "MixtureOfMamba");
+  layer.def(py::init(&make_layer), py::arg("d_model"), py::arg("num_modalities"), py::arg("decouple"))
+      .def(
+          "forward",
+          [](nn::MixtureOfMambaImpl& self, const Tensor& x, const Modality& modality,
+             const std::optional<Tensor>& cu_seqlens, const OptionalState& state) {
+            nn::MixOptions call{.cu_seqlens = cu_seqlens};
+            if (state) call.state = nn::MambaState{state->first, state->second};
+            const auto [y, after] = self.forward_with_state(x, modality_of(modality), call);
+            return std::make_tuple(y, after.conv, after.ssm);
+          },
+          py::arg("x"), py::arg("modality") = std::monostate{}, py::kw_only(),
+          py::arg("cu_seqlens") = py::none(), py::arg("state") = py::none())
+      .def("step", [](nn::MixtureOfMambaImpl& self, const Tensor& x, const Tensor& conv, const Tensor& ssm,
+                      const Modality& modality) {
+        nn::MambaState state{conv, ssm};
+        return self.step(x, state, modality_of(modality));
+      });
+  def_module(layer);
+
+  py::class_<models::DecoderImpl, std::shared_ptr<models::DecoderImpl>> decoder(m, "Decoder");
+  decoder
+      .def(py::init([](int64_t vocabulary, int64_t slots, int64_t d_model, int64_t layers,
+                       int64_t num_modalities, const std::string& mixer) {
+        return std::make_shared<models::DecoderImpl>(
+            models::DecoderOptions(vocabulary, slots, d_model, layers, num_modalities).mixer(mixer));
+      }))
+      .def("forward",
+           [](models::DecoderImpl& self, const Tensor& tokens, const Tensor& slots, const Tensor& ids) {
+             const Routing routing = Routing::from_ids(ids, self.options.num_modalities());
+             return routing.unsort(self.forward(routing.sort(tokens), routing.sort(slots), routing));
+           });
+  def_module(decoder);
+}

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ modules against the Python ones: initial values, forward, every gradient, states, errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import mixture_of_mamba as mom
+from mixture_of_mamba import _library
+from mixture_of_mamba.nn import PROJECTIONS
+
+ROOT = Path(__file__).resolve().parents[3]
+SUBSETS = [subset for n in range(5) for subset in itertools.combinations(PROJECTIONS, n)]
+
+
+def module_path() -> Path | None:
+    """Where the build of the C++ tests left it (``make test-cpp``), or MOM_CPP_MODULE."""
+    if named := os.environ.get("MOM_CPP_MODULE"):
+        return Path(named)
+    return next(iter(sorted((ROOT / "build/tests/csrc/python").glob("mixture_of_mamba_cpp*.so"))), None)
+
+
+MODULE = module_path()
+pytestmark = pytest.mark.skipif(MODULE is None, reason="the C++ modules are not built (make test-cpp builds them)")
+
+
+@pytest.fixture(scope="module")
+def cpp() -> Any:
+    spec = importlib.util.spec_from_file_location("mixture_of_mamba_cpp", MODULE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pair(cpp: Any, d_model: int = 8, modalities: int = 3, decouple: tuple[str, ...] = PROJECTIONS, **options: Any):
+    """A Python layer in float64 with random parameters, and the C++ layer with the same."""
+    ours = mom.MixtureOfMamba(d_model, modalities, decouple, **options).double()
+    theirs = cpp.MixtureOfMamba(d_model, modalities, list(decouple), **options)
+    theirs.double()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        parameters = dict(theirs.named_parameters())
+        assert set(parameters) == {name for name, _ in ours.named_parameters()}
+        for name, parameter in ours.named_parameters():
+            parameters[name].copy_(parameter)
+    return ours, theirs
+
+
+# Where the block is one operator all bits agree. Elsewhere the Python layer takes A in float32.
+EXACT = {"rtol": 0, "atol": 0}
+CLOSE = {"rtol": 1e-6, "atol": 1e-7}
+
+
+def assert_same(ours: Any, theirs: Any, x: torch.Tensor, modality: Any, cu_seqlens=None, state=None) -> None:
+    """Outputs, final states, and gradients of all of them with respect to all parameters, x and the state."""
+    tolerance = EXACT if ours.dt_limit is None and ours.b_layernorm is None else CLOSE
+    mom_state = None if state is None else mom.MambaState(*state)
+    y, new_state = ours(x, modality, cu_seqlens=cu_seqlens, state=mom_state, return_state=True)
+    outputs = (y, new_state.conv, new_state.ssm)
+    arguments = () if modality is None else (modality,)
+    cpp_outputs = theirs.forward(x, *arguments, cu_seqlens=cu_seqlens, state=state)
+    for ours_out, theirs_out in zip(outputs, cpp_outputs, strict=True):
+        torch.testing.assert_close(theirs_out, ours_out, **tolerance)
+    weights = [torch.randn_like(output) for output in outputs]
+    names = [name for name, _ in ours.named_parameters()]
+    theirs_parameters = dict(theirs.named_parameters())
+    more = [x, *(state or ())]
+    expected = torch.autograd.grad(outputs, [*ours.parameters(), *more], weights, materialize_grads=True)
+    leaves = [*(theirs_parameters[name] for name in names), *more]
+    got = torch.autograd.grad(cpp_outputs, leaves, weights, materialize_grads=True)
+    for name, a, b in zip([*names, "x", "conv state", "ssm state"], got, expected, strict=False):
+        torch.testing.assert_close(a, b, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("decouple", SUBSETS, ids=lambda n: "+".join(p.removesuffix("_proj") for p in n) or "none")
+def test_every_subset(cpp, decouple):
+    ours, theirs = pair(cpp, decouple=decouple, bias=len(decouple) % 2 == 0)
+    x, ids = torch.randn(2, 9, 8).double().requires_grad_(), torch.randint(-1, 3, (2, 9))
+    assert_same(ours, theirs, x, ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"memory": "lean"},
+        {"conv_bias": False, "d_conv": 2},
+        {"d_state": 5, "dt_rank": 3},
+        {"expand": 1.5},
+        {"bcdt_norm": True},
+        {"dt_limit": (0.01, 0.1)},
+        {"bcdt_norm": True, "dt_limit": (0.0, 0.05), "decouple": ("in_proj", "out_proj")},
+    ],
+    ids=str,
+)
+def test_options(cpp, options):
+    ours, theirs = pair(cpp, **options)
+    assert_same(ours, theirs, torch.randn(2, 7, 8).double().requires_grad_(), torch.randint(-1, 3, (2, 7)))
+
+
+def test_packing_padding_and_states(cpp):
+    ours, theirs = pair(cpp)
+    x, ids = torch.randn(1, 12, 8).double().requires_grad_(), torch.randint(-1, 3, (1, 12))
+    cu_seqlens = torch.tensor([0, 5, 5, 12], dtype=torch.int32)
+    conv = torch.randn(3, 3, 16).double().requires_grad_()
+    ssm = torch.randn(3, 16, 16).double().requires_grad_()
+    assert_same(ours, theirs, x, ids, cu_seqlens=cu_seqlens, state=(conv, ssm))
+    assert_same(ours, theirs, x, torch.full_like(ids, -1))
+    assert_same(ours, theirs, x, 1)
+
+
+def test_dense(cpp):
+    ours, theirs = pair(cpp, modalities=1, decouple=())
+    x = torch.randn(2, 5, 8).double().requires_grad_()
+    assert_same(ours, theirs, x, None)
+    assert_same(ours, theirs, x, torch.randint(-1, 3, (2, 5)))
+
+
+def test_steps(cpp):
+    ours, theirs = pair(cpp)
+    state, cpp_state = ours.allocate_state(2), ours.allocate_state(2)
+    for _ in range(6):
+        x, ids = torch.randn(2, 1, 8).double(), torch.randint(-1, 3, (2, 1))
+        got = theirs.step(x, cpp_state.conv, cpp_state.ssm, ids)
+        torch.testing.assert_close(got, ours.step(x, state, ids), **CLOSE)
+        torch.testing.assert_close(cpp_state.conv, state.conv, **CLOSE)
+        torch.testing.assert_close(cpp_state.ssm, state.ssm, **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True, "dt_init": "constant"}, {"bcdt_norm": True}], ids=str)
+@pytest.mark.parametrize("decouple", [(), PROJECTIONS, ("x_proj", "dt_proj")], ids=len)
+def test_initial_values_seed_for_seed(cpp, decouple, options):
+    torch.manual_seed(1)
+    expected = dict(mom.MixtureOfMamba(16, 2, decouple, **options).named_parameters())
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    got = dict(cpp.MixtureOfMamba(16, 2, list(decouple), **options).named_parameters())
+    assert torch.equal(torch.rand(1), after)
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((8, 2, ["in_proj", "conv"]), {}),
+        ((8, 0, []), {}),
+        ((8, 2, []), {"dt_init": "zero"}),
+        ((8, 2, []), {"memory": "none"}),
+        ((8, 2, []), {"dt_limit": (0.2, 0.1)}),
+    ],
+)
+def test_errors_of_construction(cpp, arguments, options):
+    with pytest.raises(ValueError) as expected:
+        mom.MixtureOfMamba(*arguments, **options)
+    with pytest.raises(ValueError) as got:
+        cpp.MixtureOfMamba(*arguments, **options)
+    assert str(got.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.zeros(2, 3, 5), 0),
+        (torch.zeros(3, 8), 0),
+        (torch.zeros(2, 3, 8),),
+        (torch.zeros(2, 3, 8), 2),
+        (torch.zeros(2, 3, 8), -1),
+        (torch.zeros(2, 3, 8), torch.zeros(3, dtype=torch.int64)),
+        (torch.zeros(2, 3, 8), torch.zeros(3, 2, dtype=torch.int64)),
+        (torch.zeros(2, 3, 8), torch.full((2, 3), 5)),
+        (torch.zeros(2, 3, 8), torch.zeros(2, 3)),
+    ],
+    ids=lambda a: str([getattr(v, "shape", v) for v in a]),
+)
+def test_errors_of_calls(cpp, arguments):
+    with pytest.raises((ValueError, RuntimeError)) as expected:
+        mom.MixtureOfMamba(8, 2)(*arguments)
+    with pytest.raises(type(expected.value)) as got:
+        cpp.MixtureOfMamba(8, 2, list(PROJECTIONS)).forward(*arguments)
+    assert str(got.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("mixer", ["mom", "mamba"])
+def test_the_decoder_is_the_example_s(cpp, mixer, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples/python"))
+    decoder = pytest.importorskip("chameleon_kit.decoder")
+    vocabulary = SimpleNamespace(size=20, patches=4)
+    torch.manual_seed(2)
+    ours = decoder.Decoder(vocabulary, 16, 2, mixer)
+    torch.manual_seed(2)
+    theirs = cpp.Decoder(20, 5, 16, 2, decoder.NUM_MODALITIES, mixer)
+    parameters = dict(theirs.named_parameters())
+    assert set(parameters) == {name for name, _ in ours.named_parameters()}
+    for name, value in ours.named_parameters():
+        torch.testing.assert_close(parameters[name], value, rtol=1e-6, atol=0, msg=name)
+    tokens, slots = torch.randint(0, 20, (2, 7)), torch.randint(0, 5, (2, 7))
+    ids = torch.randint(0, decoder.NUM_MODALITIES, (2, 7))
+    routing = mom.Routing.from_ids(ids, decoder.NUM_MODALITIES)
+    expected = routing.unsort(ours(routing.sort(tokens), routing.sort(slots), routing))
+    torch.testing.assert_close(theirs.forward(tokens, slots, ids), expected)
+
+
+def test_python_s_registrations_stand(cpp):
+    assert not cpp.initialize()
+
+
+def run_apart(program: str) -> str:
+    """In a process of its own, with the operator library and the C++ module but without the Python package."""
+    head = (
+        "import importlib.util, torch\n"
+        f"torch.ops.load_library({str(_library.CPU_LIBRARY)!r})\n"
+        f"spec = importlib.util.spec_from_file_location('mixture_of_mamba_cpp', {str(MODULE)!r})\n"
+        "cpp = importlib.util.module_from_spec(spec); spec.loader.exec_module(cpp)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(mom.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", head + program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_registrations_of_cpp_pass_torch_s_own_checks():
+    """Schema, autograd, fake and ahead-of-time dispatch with symbolic shapes, where Python's are absent."""
+    printed = run_apart(
+        """
+assert cpp.initialize()
+ops = torch.ops.mixture_of_mamba
+torch.manual_seed(0)
+def leaf(*shape): return torch.randn(*shape).requires_grad_()
+ids = torch.randint(-1, 3, (2, 5))
+rows, order, offsets = ops.modality_routing(ids, 3, True)
+host = offsets.long()
+weights = lambda *shape: [leaf(*shape) for _ in range(3)]
+A, B = -torch.rand(4, 3), leaf(2, 5, 3)
+block = (leaf(2, 5, 6), weights(8, 6), [], leaf(4, 3), leaf(4), weights(8, 4), weights(4, 2), weights(4), leaf(4, 3),
+         leaf(4), weights(6, 4), [], rows, offsets, host, None, leaf(2, 2, 4), leaf(2, 4, 3), False, True)
+calls = {
+    "modality_routing": (ids, 3, True),
+    "permute_rows": (leaf(2, 5, 4), order, rows),
+    "grouped_linear": (leaf(2, 5, 4), weights(6, 4), weights(6), offsets, host),
+    "causal_conv1d": (leaf(2, 5, 4), leaf(4, 3), leaf(4), rows, offsets, None, leaf(2, 2, 4), True),
+    "selective_scan": (leaf(2, 5, 4), leaf(2, 5, 4), A.requires_grad_(), B, B, leaf(4), leaf(2, 5, 4), leaf(3, 4), rows,
+                       offsets, None, leaf(2, 4, 3), True, False, True),
+    "mamba_block": block,
+}
+for name, arguments in calls.items():
+    torch.library.opcheck(getattr(ops, name).default, arguments)
+    print(name)
+"""
+    )
+    assert printed.split() == [
+        "modality_routing",
+        "permute_rows",
+        "grouped_linear",
+        "causal_conv1d",
+        "selective_scan",
+        "mamba_block",
+    ]
+
+
+def test_the_package_after_cpp_s_registrations_says_what_to_do():
+    printed = run_apart(
+        """
+assert cpp.initialize()
+try:
+    import mixture_of_mamba
+except ImportError as error:
+    print(error)
+"""
+    )
+    assert "import mixture_of_mamba before" in printed
