@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mixture_of_mamba/ops.h"
-#include "operator_call.h"
+#include "registration.h"
 
 // In libmixture_of_mamba.so. A reference to it makes the linker keep the library, whose operators nothing
 // else names.

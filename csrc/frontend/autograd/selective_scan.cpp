@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mixture_of_mamba/ops.h"
-#include "operator_call.h"
+#include "registration.h"
 
 namespace mixture_of_mamba {
 

@@ -307,6 +307,23 @@ TEST_CASE("Autocast runs projections and convolution in its dtype, the scan in t
   REQUIRE(layer->A_log.grad().scalar_type() == torch::kFloat32);
 }
 
+TEST_CASE("Boxed calls leave alone what lies below them on the stack", "[boxed]") {
+  torch::manual_seed(13);
+  initialize();
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mixture_of_mamba::permute_rows", "");
+  const Routing routing = small_routing();
+  const auto below = [&](const Tensor& x) {
+    torch::jit::Stack stack{int64_t{42}, x, routing.order.to(x.device()), routing.rows.to(x.device())};
+    op.callBoxed(stack);
+    REQUIRE(stack.size() == 2);
+    REQUIRE(stack[0].toInt() == 42);
+    return stack[1].toTensor();
+  };
+  REQUIRE_FALSE(below(randn({2, 4, 3})).requires_grad());
+  REQUIRE(below(leaf({2, 4, 3})).requires_grad());
+  REQUIRE(below(randn({2, 4, 3}).to(torch::kMeta)).is_meta());
+}
+
 TEST_CASE("Steps update their state in place and record no gradient", "[step]") {
   torch::manual_seed(9);
   const Tensor u = randn({2, 1, 3}), A = -randn({3, 2}).abs(), B = randn({2, 1, 2}), start = randn({2, 3, 2});
