@@ -240,11 +240,11 @@ TEST_CASE("Modules are cloned, converted, saved, loaded and printed", "[module]"
   printed << *layer;
   REQUIRE_THAT(
       printed.str(),
-      Catch::Contains("mixture_of_mamba::nn::MixtureOfMamba(d_model=4, num_modalities=3, "
-                      "decouple=[in_proj, dt_proj])") &&
-          Catch::Contains("(in_proj): mixture_of_mamba::nn::ModalityLinear(in_features=4, out_features=16, "
-                          "num_modalities=3)") &&
-          Catch::Contains("(b_layernorm): mixture_of_mamba::nn::RMSNorm(3, eps=1e-06)"));
+      ContainsSubstring("mixture_of_mamba::nn::MixtureOfMamba(d_model=4, num_modalities=3, "
+                        "decouple=[in_proj, dt_proj])") &&
+          ContainsSubstring("(in_proj): mixture_of_mamba::nn::ModalityLinear(in_features=4, out_features=16, "
+                            "num_modalities=3)") &&
+          ContainsSubstring("(b_layernorm): mixture_of_mamba::nn::RMSNorm(3, eps=1e-06)"));
   const auto names = layer->named_parameters().keys();
   for (const char* name : {"in_proj.2.weight", "dt_proj.0.bias", "x_proj.weight", "conv1d.bias", "A_log"}) {
     REQUIRE(std::find(names.begin(), names.end(), name) != names.end());
@@ -263,7 +263,7 @@ TEST_CASE("Errors of the layer name the argument, the requirement and what came"
           "memory must be \"default\" or \"lean\", got 'none'");
   REQUIRE_THAT(
       error_of([] { MixtureOfMamba(MixtureOfMambaOptions(4, 2).dt_limit(std::make_pair(0.2, 0.1))); }),
-      Catch::StartsWith("dt_limit must have 0 <= low < high, got (0.2, 0.1)"));
+      StartsWith("dt_limit must have 0 <= low < high, got (0.2, 0.1)"));
   MixtureOfMamba layer(4, 2);
   const Tensor x = torch::randn({2, 3, 4});
   REQUIRE(error_of([&] {

@@ -15,6 +15,13 @@
 
 namespace mixture_of_mamba::testing {
 
+using Catch::Matchers::StartsWith;
+#if __has_include(<catch2/catch_all.hpp>)
+using Catch::Matchers::ContainsSubstring;
+#else  // version 2 has another name for it
+inline auto ContainsSubstring(const std::string& text) { return Catch::Matchers::Contains(text); }
+#endif
+
 using torch::Tensor;
 using Tensors = std::vector<Tensor>;
 
