@@ -87,7 +87,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
                 axis.set_xscale("log", base=2)
                 axis.set_yscale("log")
             else:
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(0, 1.2 * max(p[quantity] for p in points))
             axis.grid(alpha=0.3)
     figure.suptitle(f"A Mixture-of-Mamba block on {document['device']}, bfloat16")
     figure.savefig(path, dpi=110)
