@@ -356,7 +356,7 @@ TEST_CASE("Errors of the operators name the argument, the requirement and what c
                }),
                ContainsSubstring("ids must lie in -1 .. num_modalities - 1 = 1 (-1 is padding), got 7"));
   REQUIRE(error_of([&] { Routing::from_ids(torch::zeros({3}, torch::kInt64), 2); }) ==
-          "ids must have shape [batch, length], got [3]");
+          "ids must be a tensor of shape [batch, length], got torch.int64 [3]");
   REQUIRE(error_of([&] {
             small_routing().sort(randn({4, 2, 3}));
           }) == "x must have shape [batch, length, ...] = [2, 4], got [4, 2, 3]");

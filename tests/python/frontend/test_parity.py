@@ -155,7 +155,6 @@ def test_initial_values_seed_for_seed(cpp, decouple, options):
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        ((8, 2, ["in_proj", "conv"]), {}),
         ((8, 0, []), {}),
         ((8, 2, []), {"dt_init": "zero"}),
         ((8, 2, []), {"memory": "none"}),
@@ -168,6 +167,12 @@ def test_errors_of_construction(cpp, arguments, options):
     with pytest.raises(ValueError) as got:
         cpp.MixtureOfMamba(*arguments, **options)
     assert str(got.value) == str(expected.value)
+
+
+def test_an_unknown_projection(cpp):
+    """C++ decouples the four projections; Python names more that may be a modality's own."""
+    with pytest.raises(ValueError, match=r"decouple must name projections among .*'out_proj'\), got \['conv'\]"):
+        cpp.MixtureOfMamba(8, 2, ["in_proj", "conv"])
 
 
 @pytest.mark.parametrize(
