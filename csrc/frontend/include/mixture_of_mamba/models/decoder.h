@@ -31,7 +31,8 @@ struct DecoderOptions {
 /// Causal language model over interleaved text and image tokens: embedding of tokens and slots,
 /// layers x (RMSNorm -> mixer -> residual), norm, head tied to the embedding.
 ///
-/// Parameter names and, with a seed, initial values are those of the Python example's decoder.
+/// Parameter names and, with a seed, initial values are those of the twin in
+/// tests/python/frontend/test_parity.py.
 class DecoderImpl : public torch::nn::Cloneable<DecoderImpl> {
  public:
   /// \throws c10::ValueError an unknown mixer.
