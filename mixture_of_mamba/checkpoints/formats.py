@@ -80,17 +80,18 @@ def convert(
 
     Raises:
         CheckpointError: naming entries that the source does not have or the target cannot hold.
-        ValueError: an unknown format, a bias of dt that the target would not add, or a D per modality that it cannot
-            hold.
+        ValueError: an unknown format, a bias of dt that the target would not add, or an A_log or D per modality
+            that it cannot hold.
     """
     tensors, unexpected = read_names(state_dict, source, prefix)
     if unexpected:
         raise CheckpointError(f'state_dict is not a layer in the format "{source}"', unexpected=unexpected, hint=_HINT)
     if target == "published":
         tensors = _without_shared_experts(tensors)
-    D = tensors.get("D")
-    if target != OURS and D is not None and D.dim() > 1:
-        raise ValueError(f'{prefix}D must be one for all modalities in the format "{target}", got {list(D.shape)}')
+    for name, dims in (("A_log", 2), ("D", 1)):
+        if target != OURS and name in tensors and tensors[name].dim() > dims:
+            shape = list(tensors[name].shape)
+            raise ValueError(f'{prefix}{name} must be one for all modalities in the format "{target}", got {shape}')
     names = {name: write_name(name, target) for name in tensors}
     homeless = [_source_name(name, source, prefix) for name, new in names.items() if new is None]
     if homeless:

@@ -96,11 +96,14 @@ def _rebuild(
     for name in NORMS:
         norm = getattr(layer, name)
         setattr(result, name, None if norm is None else _copy(norm))
-    result.A_log, result.D = _copy_parameter(layer.A_log), _copy_parameter(layer.D)
-    if "D" in result.decouple:
-        per_modality = layer.D if "D" in layer.decouple else layer.D.unsqueeze(0)
-        rows = per_modality.detach()[list(origins)].clone()
-        result.D = _copy_marks(layer.D, nn.Parameter(rows, requires_grad=layer.D.requires_grad))
+    for name in ("A_log", "D"):
+        parameter = getattr(layer, name)
+        copied = _copy_parameter(parameter)
+        if name in result.decouple:
+            values = parameter.detach() if name in layer.decouple else parameter.detach().unsqueeze(0)
+            rows = nn.Parameter(values[list(origins)].clone(), requires_grad=parameter.requires_grad)
+            copied = _copy_marks(parameter, rows)
+        setattr(result, name, copied)
     return result.train(layer.training)
 
 

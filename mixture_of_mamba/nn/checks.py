@@ -14,9 +14,11 @@ from mixture_of_mamba.nn.state import MambaState
 __all__ = ["check_options", "check_state", "checked_names"]
 
 
-def checked_names(argument: str, names: Iterable[str], allowed: Sequence[str], *, but: str = "") -> tuple[str, ...]:
-    """``names`` as a tuple, each among ``allowed`` and not ``but``, and none of them twice."""
-    allowed = tuple(name for name in allowed if name != but)
+def checked_names(
+    argument: str, names: Iterable[str], allowed: Sequence[str], *, but: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """``names`` as a tuple, each among ``allowed`` and not in ``but``, and none of them twice."""
+    allowed = tuple(name for name in allowed if name not in but)
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"{argument} must be a list of names among {allowed}, got {names!r}")
     names = tuple(names)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from mixture_of_mamba.nn.per_row import of_rows
+from mixture_of_mamba.nn.per_row import with_bias
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["checked_dt_limit", "limited_dt"]
@@ -40,13 +39,7 @@ def limited_dt(dt: Tensor, bias: Tensor | None, limit: tuple[float, float], rout
         dt: ``[batch, length, channels]``, rows in sorted order.
         bias: ``[channels]``, or ``[modalities, channels]``, which needs the routing.
     """
-    dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
-    if bias is not None:
-        bias = bias.to(dt.dtype)
-        if bias.dim() > 1:
-            assert routing is not None
-            bias = of_rows(bias, routing).view(dt.shape)
-        dt = dt + bias
+    dt = with_bias(dt, bias, routing)
     return dt.clamp(*(_inverse_softplus(bound) for bound in limit))
 
 

@@ -30,7 +30,7 @@ def initialise(layer: MixtureOfMamba) -> None:
         if isinstance(module, ModalityLinear) and module.shared is not None:
             nn.init.zeros_(module.shared.weight)
     # Made from the parameter itself, so that a sharded one (DTensor) gives sharded values.
-    layer.A_log.copy_(torch.ones_like(layer.A_log, dtype=torch.float32).cumsum(dim=1).log())
+    layer.A_log.copy_(torch.ones_like(layer.A_log, dtype=torch.float32).cumsum(dim=-1).log())
     layer.D.fill_(1.0)
     dt_proj = layer.dt_proj
     for child in dt_proj.linears if isinstance(dt_proj, ModalityLinear) else [dt_proj]:

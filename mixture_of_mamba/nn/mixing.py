@@ -21,8 +21,9 @@ from mixture_of_mamba.nn.modality_linear import (
     linear_of_all,
 )
 from mixture_of_mamba.nn.per_row import of_rows
+from mixture_of_mamba.nn.scan_of_pairs import scan_of_pairs, scan_of_pairs_step
 from mixture_of_mamba.nn.state import MambaState
-from mixture_of_mamba.ops import causal_conv1d, grouped_linear, mamba_block, selective_scan
+from mixture_of_mamba.ops import causal_conv1d, grouped_linear, mamba_block, selective_scan, selective_scan_step
 from mixture_of_mamba.routing import Routing
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "mix",
     "project",
     "scan_inputs",
+    "scan_step",
     "with_skip",
 ]
 
@@ -58,7 +60,7 @@ def is_one_operator(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -
         return False
     if layer.dt_limit is not None or any(getattr(layer, name) is not None for name in NORMS):
         return False
-    if layer.D.dim() > 1:  # one per modality
+    if layer.A_log.dim() > 2 or layer.D.dim() > 1:  # one per modality
         return False
     if not all(_is_plain(getattr(layer, name)) for name in PROJECTIONS):
         return False
@@ -105,23 +107,56 @@ def mix_step_by_step(
         cu_seqlens=cu_seqlens,
         initial_state=None if state is None else state.conv,
     )
-    dt, dt_bias, B, C = scan_inputs(layer, u, routing)
-    y, ssm_state = selective_scan(
-        u,
-        dt,
-        decay_rates(layer),
-        B,
-        C,
-        fused_skip(layer),
-        z,
-        dt_bias,
-        rows=rows,
-        offsets=offsets,
-        cu_seqlens=cu_seqlens,
-        initial_state=None if state is None else state.ssm,
-    )
-    y = with_skip(layer, y, u, z, routing)
+    y, ssm_state = _scan(layer, u, z, routing, cu_seqlens, None if state is None else state.ssm)
     return project(layer.out_proj, y, routing), MambaState(conv_state, ssm_state)
+
+
+def _scan(
+    layer: MixtureOfMamba,
+    u: Tensor,
+    z: Tensor,
+    routing: Routing | None,
+    cu_seqlens: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """From the convolution's output to ``out_proj``'s input, and the last state."""
+    dt, dt_bias, B, C = scan_inputs(layer, u, routing)
+    A = decay_rates(layer)
+    if A.dim() > 2:
+        assert routing is not None
+        y, last = scan_of_pairs(
+            u, dt, A, B, C, z, dt_bias, routing=routing, cu_seqlens=cu_seqlens, initial_state=initial_state
+        )
+    else:
+        y, last = selective_scan(
+            u,
+            dt,
+            A,
+            B,
+            C,
+            fused_skip(layer),
+            z,
+            dt_bias,
+            rows=None if routing is None else routing.rows,
+            offsets=None if routing is None else routing.offsets,
+            cu_seqlens=cu_seqlens,
+            initial_state=initial_state,
+        )
+    return with_skip(layer, y, u, z, routing), last
+
+
+def scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | None, state: Tensor) -> Tensor:
+    """The same for one or a few tokens, updating the state in place."""
+    dt, dt_bias, B, C = scan_inputs(layer, u, routing)
+    A = decay_rates(layer)
+    if A.dim() > 2:
+        assert routing is not None
+        y = scan_of_pairs_step(u, state, dt, A, B, C, z, dt_bias, routing=routing)
+    else:
+        rows = None if routing is None else routing.rows
+        offsets = None if routing is None else routing.offsets
+        y = selective_scan_step(u, state, dt, A, B, C, fused_skip(layer), z, dt_bias, rows=rows, offsets=offsets)
+    return with_skip(layer, y, u, z, routing)
 
 
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
@@ -129,7 +164,7 @@ def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
 
 
 def decay_rates(layer: MixtureOfMamba) -> Tensor:
-    """A, in float32 at least."""
+    """A, ``[d_inner, d_state]`` or one per modality, in float32 at least."""
     return -torch.exp(layer.A_log.to(torch.promote_types(layer.A_log.dtype, torch.float32)))
 
 
@@ -139,15 +174,17 @@ def fused_skip(layer: MixtureOfMamba) -> Tensor | None:
 
 
 def with_skip(layer: MixtureOfMamba, y: Tensor, u: Tensor, z: Tensor, routing: Routing | None) -> Tensor:
-    """The scan's output with ``D[modality] * u * silu(z)`` where every modality has its own D.
+    """The scan's output with ``D * u * silu(z)``, which the scan leaves out where D or A is per modality.
 
-    The gate of the rest stays inside the scan. This part is a few elementwise operators in float32 at least.
+    The rest is gated already. This part is a few elementwise operators in float32 at least.
     """
-    if layer.D.dim() == 1:
+    if layer.A_log.dim() == 2 and layer.D.dim() == 1:
         return y
-    assert routing is not None
-    D = of_rows(layer.D.to(torch.promote_types(layer.D.dtype, torch.float32)), routing).view(u.shape)
-    return (y + D * u * nn.functional.silu(z.to(D.dtype))).to(y.dtype)
+    D = layer.D.to(torch.promote_types(layer.D.dtype, torch.float32))
+    if D.dim() > 1:
+        assert routing is not None
+        D = of_rows(D, routing).view(u.shape)
+    return (y + D * u * nn.functional.silu(z.to(D.dtype))).to(u.dtype)
 
 
 def scan_inputs(

@@ -14,34 +14,28 @@ from mixture_of_mamba.nn.checks import check_options, check_state, checked_names
 from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 from mixture_of_mamba.nn.inference_cache import InferenceParams, forward_with_cache
 from mixture_of_mamba.nn.initialisation import initialise, mark
-from mixture_of_mamba.nn.mixing import (
-    PROJECTIONS,
-    conv_parameters,
-    decay_rates,
-    fused_skip,
-    mix,
-    project,
-    scan_inputs,
-    with_skip,
-)
+from mixture_of_mamba.nn.mixing import PROJECTIONS, conv_parameters, mix, project, scan_step
 from mixture_of_mamba.nn.modality_argument import routing_of
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
-from mixture_of_mamba.ops import causal_conv1d_step, selective_scan_step
+from mixture_of_mamba.ops import causal_conv1d_step
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["PROJECTIONS", "MixtureOfMamba"]
 
 
 class MixtureOfMamba(nn.Module):
-    """Mamba block whose projections may be per modality; convolution and A are shared by all, D unless asked.
+    """Mamba block whose projections may be per modality; the convolution is shared by all, A and D unless asked.
 
     Args:
         d_model: width of the residual stream.
         num_modalities: number of modalities, ids 0 .. num_modalities - 1.
         decouple: which of ``in_proj, x_proj, dt_proj, out_proj`` are per modality; any of the 16 subsets. With ``"D"``
             among them D is ``[num_modalities, d_inner]``. The scan then leaves the skip to elementwise operators: the
-            same numbers, but slower, and the block is the operators one by one.
+            same numbers, but slower, and the block is the operators one by one. With ``"A_log"`` A_log is
+            ``[num_modalities, d_inner, d_state]``, meant for ablations: the scan, step by step too, then keeps several
+            activations of ``d_inner * d_state`` per token in float32 and takes several times the time. A layer without
+            these two goes its fast way as ever.
         d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor, conv_bias, bias,
             layer_idx, device, dtype: as in ``mamba_ssm.Mamba``. A_log and D are always float32.
         memory: "lean" keeps fewer activations for backward and computes them again there (see ``ops.mamba_block``).
@@ -86,8 +80,8 @@ class MixtureOfMamba(nn.Module):
         shared_expert: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self.decouple = checked_names("decouple", decouple, (*PROJECTIONS, "D"))
-        self.shared_expert = checked_names("shared_expert", shared_expert, self.decouple, but="D")
+        self.decouple = checked_names("decouple", decouple, (*PROJECTIONS, "A_log", "D"))
+        self.shared_expert = checked_names("shared_expert", shared_expert, self.decouple, but=("A_log", "D"))
         check_options(
             {"d_model": d_model, "num_modalities": num_modalities, "d_state": d_state, "d_conv": d_conv},
             expand=expand,
@@ -128,9 +122,12 @@ class MixtureOfMamba(nn.Module):
         )
         self.x_proj = projection("x_proj", self.d_inner, self.dt_rank + 2 * d_state, False)
         self.dt_proj = projection("dt_proj", self.dt_rank, self.d_inner, True)
-        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, device=device, dtype=torch.float32))
-        D_shape = (num_modalities, self.d_inner) if "D" in self.decouple else (self.d_inner,)
-        self.D = nn.Parameter(torch.empty(D_shape, device=device, dtype=torch.float32))
+
+        def recurrent(name: str, *shape: int) -> nn.Parameter:
+            shape = (num_modalities, *shape) if name in self.decouple else shape
+            return nn.Parameter(torch.empty(shape, device=device, dtype=torch.float32))
+
+        self.A_log, self.D = recurrent("A_log", self.d_inner, d_state), recurrent("D", self.d_inner)
         self.out_proj = projection("out_proj", self.d_inner, d_model, bias)
 
         def norm(size: int) -> nn.RMSNorm | None:
@@ -280,11 +277,7 @@ class MixtureOfMamba(nn.Module):
         offsets = None if routing is None else routing.offsets
         x, z = project(self.in_proj, x, routing).chunk(2, dim=-1)
         u = causal_conv1d_step(x, state.conv, *conv_parameters(self), rows=rows, offsets=offsets)
-        dt, dt_bias, B, C = scan_inputs(self, u, routing)
-        A = decay_rates(self)
-        y = selective_scan_step(u, state.ssm, dt, A, B, C, fused_skip(self), z, dt_bias, rows=rows, offsets=offsets)
-        y = with_skip(self, y, u, z, routing)
-        y = project(self.out_proj, y, routing)
+        y = project(self.out_proj, scan_step(self, u, z, routing, state.ssm), routing)
         return y if routing is None else routing.unsort(y)
 
 

@@ -39,6 +39,15 @@ def _rms_norm(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
     return x if norm is None else x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
 
 
+def _scan_by_tokens(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """One sequence ``[length, channels]`` with an A for every token, ``[length, channels, states]``."""
+    h, y = torch.zeros_like(A[0]), []
+    for t in range(len(u)):
+        h = torch.exp(delta[t, :, None] * A[t]) * h + (delta[t] * u[t])[:, None] * B[t]
+        y.append(h @ C[t])
+    return torch.stack(y)
+
+
 def reference_layer(layer: Any, x: Tensor, ids: Tensor) -> Tensor:
     """Per sequence, without its padding tokens: they do not exist for the others."""
     out = torch.zeros_like(x)
@@ -59,9 +68,12 @@ def reference_layer(layer: Any, x: Tensor, ids: Tensor) -> Tensor:
         dt = per_token(layer.dt_proj, _rms_norm(layer.dt_layernorm, low))
         B, C = _rms_norm(layer.b_layernorm, B), _rms_norm(layer.c_layernorm, C)
         delta = nn.functional.softplus(dt).clamp(*(layer.dt_limit or (0, None)))
-        A = -torch.exp(layer.A_log)
         delta, B, C, z = (value.unsqueeze(0) for value in (delta, B, C, z))
-        y, _ = reference.selective_scan(u, delta, A, B, C, None, None, softplus=False)
+        A = -torch.exp(layer.A_log)
+        if "A_log" in layer.decouple:
+            y = _scan_by_tokens(u[0], delta[0], A[modality], B[0], C[0]).unsqueeze(0)
+        else:
+            y, _ = reference.selective_scan(u, delta, A, B, C, None, None, softplus=False)
         y = (y + (layer.D[modality] if "D" in layer.decouple else layer.D) * u) * nn.functional.silu(z)
         out[b, times] = per_token(layer.out_proj, y[0])
     return out

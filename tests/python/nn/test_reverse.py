@@ -13,6 +13,7 @@ LAYERS = {
     "one operator": {},
     "shared": {"decouple": ()},
     "with D and limits": {"decouple": ("in_proj", "D"), "dt_limit": (0.01, 0.1)},
+    "with A": {"decouple": ("dt_proj", "A_log")},
 }
 each_layer = pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shared expert beside the specific ones, and a D per modality: against the layer written out, in every use."""
+"""A shared expert beside the specific ones, and D or A per modality: against the layer written out, in every use."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ LAYERS = {
     "shared in_proj of two": {"decouple": ("in_proj", "out_proj"), "shared_expert": ("in_proj",)},
     "D": {"decouple": PARTS},
     "only D": {"decouple": ("D",)},
+    "A": {"decouple": (*PARTS, "A_log")},
+    "only A": {"decouple": ("A_log",), "bcdt_norm": True, "dt_rank": 3, "dt_limit": (0.01, 0.05)},
     "both": {"decouple": PARTS, "shared_expert": ("in_proj", "dt_proj"), "bcdt_norm": True, "dt_rank": 3},
 }
 each_layer = pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
@@ -81,8 +83,8 @@ def test_an_absent_modality_has_zero_gradients(options):
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()) != (".1." in name), name
-    if layer.D.dim() > 1:
-        assert layer.D.grad[0].any() and not layer.D.grad[1].any() and layer.D.grad[2].any()
+    for name in {"A_log", "D"} & set(layer.decouple):
+        assert [bool(grad.any()) for grad in getattr(layer, name).grad] == [True, False, True], name
 
 
 @each_layer
