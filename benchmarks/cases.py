@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import mixture_of_mamba as mom
 from benchmarks import peers
-from benchmarks.shapes import Case, Shape, relative_error
+from benchmarks.shapes import Case, Shape, placed, relative_error
 
 __all__ = ["CASES"]
 
@@ -182,12 +182,11 @@ def block(shape: Shape, with_peers: bool) -> dict[str, Case]:
     grad = shape.randn(shape.batch, shape.length, shape.d_model)
     routing = shape.routing()
     layer = mom.MixtureOfMamba(shape.d_model, shape.modalities, d_state=shape.d_state, d_conv=shape.d_conv)
-    layer = layer.to(shape.device, shape.dtype)
+    placed(layer, shape.device, shape.dtype)
     lean = copy.deepcopy(layer)
     lean.memory = "lean"
-    dense = mom.Mamba(shape.d_model, d_state=shape.d_state, d_conv=shape.d_conv).to(shape.device, shape.dtype)
-    for mixer in (layer, lean, dense):  # A and D stay float32, as in training
-        mixer.A_log.data, mixer.D.data = mixer.A_log.data.float(), mixer.D.data.float()
+    dense = mom.Mamba(shape.d_model, d_state=shape.d_state, d_conv=shape.d_conv)
+    placed(dense, shape.device, shape.dtype)
 
     def train(mixer: mom.MixtureOfMamba, modality: mom.Routing | None) -> Callable[[], object]:
         leaves = [x, *mixer.parameters()]
@@ -228,8 +227,7 @@ def step(shape: Shape, with_peers: bool) -> dict[str, Case]:
     routing = mom.Routing.from_ids(ids, shape.modalities, device=shape.device)
     contenders: dict[str, Callable[[], object]] = {}
     for name, layer in layers.items():
-        layer.to(shape.device, shape.dtype)
-        layer.A_log.data, layer.D.data = layer.A_log.data.float(), layer.D.data.float()
+        placed(layer, shape.device, shape.dtype)
         state = layer.allocate_state(shape.batch)
         modality = routing if layer.num_modalities > 1 else None
         contenders[name] = functools.partial(layer.step, x, state, modality)

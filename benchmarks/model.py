@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import mixture_of_mamba as mom
-from benchmarks.run import RESULTS, commit, device_name
-from benchmarks.shapes import relative_error
+from benchmarks.saving import save
+from benchmarks.shapes import placed, relative_error
 
 LAYERS, MODALITIES = 4, 3
 
@@ -129,7 +127,7 @@ def measure_shape(batch: int, length: int, width: int) -> dict[str, object]:
     torch._dynamo.reset()
     model = Model(width).to("cuda", torch.bfloat16)
     for mixer in model.mixers:
-        mixer.A_log.data, mixer.D.data = mixer.A_log.data.float(), mixer.D.data.float()
+        placed(mixer, "cuda", torch.bfloat16)
     x = torch.randn(batch, length, width, device="cuda", dtype=torch.bfloat16)
     ids = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), batch * length, replacement=True).view(batch, length)
     print(f"\n{LAYERS} layers, {batch} x {length} tokens, d_model {width}, {MODALITIES} modalities, bfloat16")
@@ -160,16 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     shapes = [measure_shape(*shape) for shape in ((4, 4096, 2048), (1, 4096, 2048), (1, 1024, 1024))]
     if arguments.save:
-        document = {
-            "device": device_name("cuda"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "mixture_of_mamba": mom.__version__,
-            "commit": commit(),
-            "layers": LAYERS,
-            "shapes": shapes,
-        }
-        (RESULTS / device_name("cuda") / "model.json").write_text(json.dumps(document, indent=1) + "\n")
+        save("model", "cuda", layers=LAYERS, shapes=shapes)
     return 0
 
 

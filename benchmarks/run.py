@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-import mixture_of_mamba as mom
 from benchmarks import peers
 from benchmarks.cases import CASES
+from benchmarks.saving import device_name, save
 from benchmarks.shapes import Case, Shape
 from benchmarks.timing import Timing, measure
 
@@ -24,7 +21,6 @@ DEFAULT_SHAPES = {
     "cpu": Shape(batch=1, length=512, d_model=512, dtype=torch.float32, device="cpu"),
     "cuda": Shape(batch=4, length=4096, d_model=2048, dtype=torch.bfloat16, device="cuda"),
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -65,34 +61,6 @@ def report(title: str, case: Case, timings: dict[str, Timing]) -> None:
         print(line)
 
 
-def device_name(device: str) -> str:
-    name = torch.cuda.get_device_name() if device == "cuda" else f"cpu-{torch.backends.cpu.get_cpu_capability()}"
-    return name.replace(" ", "-").lower()
-
-
-def commit() -> str:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS, check=False)
-    return git.stdout.strip() or "unknown"
-
-
-def save(name: str, shape: Shape, results: dict[str, dict[str, object]]) -> Path:
-    folder = RESULTS / device_name(shape.device)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{shape.batch}x{shape.length}x{shape.d_model}.json"
-    document = {
-        "shape": {**asdict(shape), "dtype": str(shape.dtype)},
-        "device": device_name(shape.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "mixture_of_mamba": mom.__version__,
-        "commit": commit(),
-        "results": results,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    return path
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -113,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
             report(f"{title} (relative error {error:.1e})", case, timings)
             results[title] = {"relative_error": error, **{n: asdict(t) for n, t in timings.items()}}
         if arguments.save:
-            print(f"saved {save(name, shape, results)}")
+            sizes = {**asdict(shape), "dtype": str(shape.dtype)}
+            title = f"{name}-{shape.batch}x{shape.length}x{shape.d_model}"
+            print(f"saved {save(title, shape.device, shape=sizes, results=results)}")
     return 0
 
 

@@ -9,8 +9,6 @@ outputs and the gradients of u of both are compared.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 import mixture_of_mamba as mom
-from benchmarks.run import RESULTS, commit, device_name
+from benchmarks.saving import save
 from benchmarks.shapes import relative_error
 from benchmarks.timing import measure
 
@@ -220,16 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     slowest = min(min(r["forward"]["ratio"], r["forward + backward"]["ratio"]) for r in results)
     print(f"{len(results)} rows, the lowest ratio {slowest:.2f}x")
     if arguments.save:
-        path = RESULTS / device_name("cuda") / "scan-table.json"
-        document = {
-            "device": device_name("cuda"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "mixture_of_mamba": mom.__version__,
-            "commit": commit(),
-            "results": results,
-        }
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        save("scan-table", "cuda", results=results)
     return 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mixture_of_mamba as mom
 
-__all__ = ["Case", "Shape", "relative_error"]
+__all__ = ["Case", "Shape", "placed", "relative_error"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,13 @@ class Case:
     bytes_moved: float = 0.0
     flops: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+
+def placed(mixer: mom.MixtureOfMamba, device: str, dtype: torch.dtype) -> mom.MixtureOfMamba:
+    """On the device, in the dtype; A and D stay float32, as in training."""
+    mixer.to(device, dtype)
+    mixer.A_log.data, mixer.D.data = mixer.A_log.data.float(), mixer.D.data.float()
+    return mixer
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 
 import mixture_of_mamba as mom
-from benchmarks.run import RESULTS, commit, device_name
+from benchmarks.saving import save
+from benchmarks.shapes import placed
 
 Point = dict[str, Any]
 
@@ -26,8 +26,7 @@ def point(batch: int, length: int, width: int, shares: list[float]) -> Point:
     """Forward and backward of a block in bfloat16: median ms of the device, and the peak above its parameters."""
     torch.manual_seed(0)
     modalities = len(shares)
-    layer = mom.MixtureOfMamba(width, modalities).to("cuda", torch.bfloat16)
-    layer.A_log.data, layer.D.data = layer.A_log.data.float(), layer.D.data.float()
+    layer = placed(mom.MixtureOfMamba(width, modalities), "cuda", torch.bfloat16)
     parts = torch.tensor(shares)
     ids = torch.multinomial(parts, batch * length, replacement=True).view(batch, length)
     routing = mom.Routing.from_ids(ids, modalities, device="cuda")
@@ -115,15 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {value:<8} {line}", flush=True)
             torch.cuda.empty_cache()
     if arguments.save:
-        document = {
-            "device": device_name("cuda"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "mixture_of_mamba": mom.__version__,
-            "commit": commit(),
-            "sweeps": sweeps,
-        }
-        (RESULTS / device_name("cuda") / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
+        save("sweep", "cuda", sweeps=sweeps)
     return 0
 
 

@@ -109,8 +109,9 @@ class ModalityLinear(nn.ModuleList):
 
     def is_plain(self) -> bool:
         """Whether all children are plain, and alike: with a bias or without. Hooks on the whole do not matter here."""
-        alike = len({child.bias is None for child in self.linears if is_plain_linear(child)}) == 1
-        plain = alike and all(is_plain_linear(child) for child in self)
+        plain = (
+            all(is_plain_linear(child) for child in self) and len({child.bias is None for child in self.linears}) == 1
+        )
         return plain and (self.shared is None or (is_plain_linear(self.shared) and self.shared.bias is None))
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:

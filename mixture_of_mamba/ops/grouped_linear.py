@@ -84,8 +84,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weight, offsets = rest[: ctx.modalities], rest[ctx.modalities]
     host_offsets = rest[ctx.modalities + 1] if ctx.has_host_offsets else None
     needs = ctx.needs_input_grad
-    needs_weight = needs[1] if isinstance(needs[1], bool) else any(needs[1])
-    needs_bias = needs[2] if isinstance(needs[2], bool) else any(needs[2])
+    needs_weight, needs_bias = any(needs[1]), any(needs[2])
     grad_x, grad_weight, grad_bias = torch.ops.mixture_of_mamba.grouped_linear_backward.default(
         grad, x, weight, offsets, host_offsets, needs[0], needs_weight, needs_bias
     )

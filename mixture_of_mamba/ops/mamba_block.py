@@ -192,10 +192,6 @@ def _saved_arguments(ctx: Any) -> tuple[list[Any], list[Tensor]]:
     return arguments, saved
 
 
-def _any(need: Any) -> bool:
-    return need if isinstance(need, bool) else any(need)
-
-
 def _backward(
     ctx: Any, grad_y: Tensor | None, grad_conv_state: Tensor | None, grad_ssm_state: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
@@ -205,8 +201,8 @@ def _backward(
     if grad_y is None:
         grad_y = x.new_zeros((*x.shape[:2], out_weight[0].shape[0]))
     wanted = ctx.needs_input_grad
-    bits = ((0, NEEDS_X), (1, NEEDS_IN), (5, NEEDS_X_PROJ), (6, NEEDS_DT_PROJ), (10, NEEDS_OUT))
-    needs = sum(bit for i, bit in bits if _any(wanted[i]))
+    bits = ((1, NEEDS_IN), (5, NEEDS_X_PROJ), (6, NEEDS_DT_PROJ), (10, NEEDS_OUT))
+    needs = NEEDS_X * wanted[0] + sum(bit for i, bit in bits if any(wanted[i]))
     gradients = torch.ops.mixture_of_mamba.mamba_block_backward.default(
         grad_y, grad_conv_state, grad_ssm_state, *arguments, *kept, needs
     )
