@@ -27,6 +27,7 @@ def test_snippets_run(snippet):
         "docs/cpp.md",
         "docs/design.md",
         "docs/features.md",
+        "docs/measured.md",
         "docs/models.md",
         "docs/training.md",
         "examples/python/README.md",
