@@ -70,6 +70,8 @@ struct SelectiveScanBackwardParams : SelectiveScanParams {
   void* grad_D = nullptr;              // acc [channels]; present exactly when D is
   void* grad_dt_bias = nullptr;        // acc [bias_modalities, channels]; exactly when dt_bias is
   void* grad_initial_state = nullptr;  // acc [sequences, channels, states] or null
+  // Not a gradient: forward's out once more, which falls off on the way. Only with z.
+  Rows out;  // [tokens, channels]
 };
 
 void run_selective_scan_forward_cpu(const SelectiveScanForwardParams&, ParallelFor);

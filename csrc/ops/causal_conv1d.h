@@ -94,9 +94,7 @@ Tensor causal_conv1d_step(Tensor x, Tensor state, Tensor weight, OptionalTensor 
                           OptionalTensor offsets, bool silu) {
   const char* op = "causal_conv1d_step";
   ConvInputs in(op, x, weight, bias, rows, offsets, std::nullopt, state, silu, "state");
-  require(state.scalar_type() == in.io && state.is_contiguous(), op,
-          "state is updated in place and must be contiguous with the dtype of x (", name_of(in.io), "), got ",
-          state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
+  require_in_place(op, "state", state, in.io);
   const Tensor y = empty_like_device(x, {in.batch, in.length, in.channels}, in.io);
   CausalConv1dForwardParams params;
   in.fill(params);

@@ -55,7 +55,7 @@ Tensors like(Tensors grads, const Tensors& inputs);
 Tensors rows_of(const Tensor& matrix, const Tensors& inputs, Conversions& conversions);
 // grad_A * A, the gradient of A_log.
 Tensor grad_of_log(const Tensor& grad_A, const Tensor& A, const Tensor& A_log, Conversions& conversions);
-void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
+void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& u,
                 const Tensor& checkpoints);
 
 }  // namespace mixture_of_mamba::ops

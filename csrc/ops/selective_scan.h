@@ -147,9 +147,7 @@ Tensor selective_scan_step(Tensor u, Tensor state, Tensor dt, Tensor A, Tensor B
   const char* op = "selective_scan_step";
   ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, state, softplus, false,
                 "state");
-  require(state.scalar_type() == in.acc && state.is_contiguous(), op,
-          "state is updated in place and must be contiguous ", name_of(in.acc), ", got ",
-          state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
+  require_in_place(op, "state", state, in.acc);
   const Tensor out = empty_like_device(u, {in.batch, in.length, in.channels}, in.io);
   SelectiveScanForwardParams params;
   in.fill(params);

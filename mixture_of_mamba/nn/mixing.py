@@ -7,7 +7,7 @@ is, so hooks, adapters, and weights that are tensors of another kind are reached
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,15 @@ from mixture_of_mamba.nn.modality_linear import (
 from mixture_of_mamba.nn.per_row import of_rows
 from mixture_of_mamba.nn.scan_of_pairs import scan_of_pairs, scan_of_pairs_step
 from mixture_of_mamba.nn.state import MambaState
-from mixture_of_mamba.ops import causal_conv1d, grouped_linear, mamba_block, selective_scan, selective_scan_step
+from mixture_of_mamba.ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    grouped_linear,
+    mamba_block,
+    mamba_block_step,
+    selective_scan,
+    selective_scan_step,
+)
 from mixture_of_mamba.routing import Routing
 
 if TYPE_CHECKING:
@@ -34,11 +42,11 @@ __all__ = [
     "PROJECTIONS",
     "conv_parameters",
     "decay_rates",
+    "decode",
     "fused_skip",
     "mix",
     "project",
     "scan_inputs",
-    "scan_step",
     "with_skip",
 ]
 
@@ -72,6 +80,18 @@ def mix_in_one_operator(
 ) -> tuple[Tensor, MambaState]:
     y, conv_state, ssm_state = mamba_block(
         x,
+        *_block_parameters(layer),
+        **_order(routing),
+        cu_seqlens=cu_seqlens,
+        conv_state=None if state is None else state.conv,
+        ssm_state=None if state is None else state.ssm,
+        lean=layer.memory == "lean",
+    )
+    return y, MambaState(conv_state, ssm_state)
+
+
+def _block_parameters(layer: MixtureOfMamba) -> tuple[Any, ...]:
+    return (
         _weights(layer.in_proj),
         _biases(layer.in_proj),
         *conv_parameters(layer),
@@ -82,15 +102,13 @@ def mix_in_one_operator(
         layer.D,
         _weights(layer.out_proj),
         _biases(layer.out_proj),
-        rows=None if routing is None else routing.rows,
-        offsets=None if routing is None else routing.offsets,
-        host_offsets=None if routing is None else routing.host_offsets,
-        cu_seqlens=cu_seqlens,
-        conv_state=None if state is None else state.conv,
-        ssm_state=None if state is None else state.ssm,
-        lean=layer.memory == "lean",
     )
-    return y, MambaState(conv_state, ssm_state)
+
+
+def _order(routing: Routing | None) -> dict[str, Tensor | None]:
+    if routing is None:
+        return {}
+    return {"rows": routing.rows, "offsets": routing.offsets, "host_offsets": routing.host_offsets}
 
 
 def mix_step_by_step(
@@ -145,8 +163,19 @@ def _scan(
     return with_skip(layer, y, u, z, routing), last
 
 
-def scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | None, state: Tensor) -> Tensor:
-    """The same for one or a few tokens, updating the state in place."""
+def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: MambaState) -> Tensor:
+    """:func:`mix` of one or a few tokens that updates the state in place."""
+    if is_one_operator(layer, x, routing) and not torch.is_autocast_enabled(x.device.type):
+        return mamba_block_step(x, state.conv, state.ssm, *_block_parameters(layer), **_order(routing))
+    rows = None if routing is None else routing.rows
+    offsets = None if routing is None else routing.offsets
+    x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
+    u = causal_conv1d_step(x, state.conv, *conv_parameters(layer), rows=rows, offsets=offsets)
+    return project(layer.out_proj, _scan_step(layer, u, z, routing, state.ssm), routing)
+
+
+def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | None, state: Tensor) -> Tensor:
+    """:func:`_scan` that updates the state in place."""
     dt, dt_bias, B, C = scan_inputs(layer, u, routing)
     A = decay_rates(layer)
     if A.dim() > 2:

@@ -14,11 +14,10 @@ from mixture_of_mamba.nn.checks import check_options, check_state, checked_names
 from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 from mixture_of_mamba.nn.inference_cache import InferenceParams, forward_with_cache
 from mixture_of_mamba.nn.initialisation import initialise, mark
-from mixture_of_mamba.nn.mixing import PROJECTIONS, conv_parameters, mix, project, scan_step
+from mixture_of_mamba.nn.mixing import PROJECTIONS, decode, mix
 from mixture_of_mamba.nn.modality_argument import routing_of
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
 from mixture_of_mamba.nn.state import MambaState
-from mixture_of_mamba.ops import causal_conv1d_step
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["PROJECTIONS", "MixtureOfMamba"]
@@ -273,11 +272,7 @@ class MixtureOfMamba(nn.Module):
         routing = routing_of(self, x, modality, modality_masks)
         check_state(state, needed=True)
         x = x if routing is None else routing.sort(x)
-        rows = None if routing is None else routing.rows
-        offsets = None if routing is None else routing.offsets
-        x, z = project(self.in_proj, x, routing).chunk(2, dim=-1)
-        u = causal_conv1d_step(x, state.conv, *conv_parameters(self), rows=rows, offsets=offsets)
-        y = project(self.out_proj, scan_step(self, u, z, routing, state.ssm), routing)
+        y = decode(self, x, routing, state)
         return y if routing is None else routing.unsort(y)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from mixture_of_mamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from mixture_of_mamba.ops.grouped_linear import grouped_linear
-from mixture_of_mamba.ops.mamba_block import mamba_block
+from mixture_of_mamba.ops.mamba_block import mamba_block, mamba_block_step
 from mixture_of_mamba.ops.modality_routing import modality_routing
 from mixture_of_mamba.ops.permute_rows import permute_rows
 from mixture_of_mamba.ops.selective_scan import selective_scan, selective_scan_step
@@ -17,6 +17,7 @@ __all__ = [
     "causal_conv1d_step",
     "grouped_linear",
     "mamba_block",
+    "mamba_block_step",
     "modality_routing",
     "permute_rows",
     "sac_save_list",

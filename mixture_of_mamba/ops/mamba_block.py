@@ -14,6 +14,7 @@ from mixture_of_mamba.ops._autograd import forbid_double_backward, register_auto
 from mixture_of_mamba.ops._registration import (
     accumulation_dtype,
     cast_floating,
+    forbid_gradients,
     given,
     lower_precision_autocast,
     num_sequences,
@@ -21,7 +22,7 @@ from mixture_of_mamba.ops._registration import (
 )
 from mixture_of_mamba.ops.selective_scan import CHECKPOINT_INTERVAL
 
-__all__ = ["mamba_block"]
+__all__ = ["mamba_block", "mamba_block_step"]
 
 Weights = Sequence[Tensor]
 
@@ -57,7 +58,7 @@ def mamba_block(
 
     What ``grouped_linear``, ``causal_conv1d`` and ``selective_scan`` compute one after the other, without the copies
     between them and with one call from the host. Of the activations, backward keeps ``x``, the output of ``in_proj``
-    and of ``x_proj``, the scan's output and its checkpoints; when ``lean``, only the first three.
+    and of ``x_proj``, the convolution's output and the scan's checkpoints; when ``lean``, only the first three.
 
     Args:
         x: ``[batch, length, d_model]``, rows in sorted order when ``rows`` is given.
@@ -105,6 +106,54 @@ def mamba_block(
     return y, new_conv_state, new_ssm_state
 
 
+def mamba_block_step(
+    x: Tensor,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    in_weight: Weights,
+    in_bias: Weights,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_weight: Weights,
+    dt_weight: Weights,
+    dt_bias: Weights,
+    A_log: Tensor,
+    D: Tensor,
+    out_weight: Weights,
+    out_bias: Weights,
+    *,
+    rows: Tensor | None = None,
+    offsets: Tensor | None = None,
+    host_offsets: Tensor | None = None,
+) -> Tensor:
+    """:func:`mamba_block` of one or a few tokens that updates both states in place.
+
+    For inference only. The states must be contiguous: ``conv_state [batch, width - 1, d_inner]`` in the dtype of ``x``,
+    ``ssm_state [batch, d_inner, d_state]`` in float32 (float64 for float64).
+    """
+    arguments = (
+        x,
+        list(in_weight),
+        list(in_bias),
+        conv_weight,
+        conv_bias,
+        list(x_weight),
+        list(dt_weight),
+        list(dt_bias),
+        A_log,
+        D,
+        list(out_weight),
+        list(out_bias),
+        rows,
+        offsets,
+        host_offsets,
+        conv_state,
+        ssm_state,
+    )
+    forbid_gradients("mamba_block_step", *_flat(arguments))
+    return torch.ops.mixture_of_mamba.mamba_block_step.default(*arguments)
+
+
 def _flat(arguments: Sequence[Any]) -> list[Tensor]:
     flat: list[Tensor] = []
     for argument in arguments:
@@ -135,6 +184,12 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
         x.new_empty((tokens, inner) if full else (0,)),
         x.new_empty((slots, inner, states) if full else (0,), dtype=acc),
     )
+
+
+@torch.library.register_fake("mixture_of_mamba::mamba_block_step")
+def _fake_step(x: Tensor, *inputs: Any) -> Tensor:
+    out_weight = inputs[9]
+    return x.new_empty((x.shape[0], x.shape[1], out_weight[0].shape[0]))
 
 
 @torch.library.register_fake("mixture_of_mamba::mamba_block_backward")
@@ -266,7 +321,7 @@ def _flops_of_steps(arguments: Sequence[Any]) -> tuple[list[int], int, int]:
     return projections, 2 * tokens * inner * width, 9 * tokens * inner * states
 
 
-@register_flop_formula(torch.ops.mixture_of_mamba.mamba_block)
+@register_flop_formula([torch.ops.mixture_of_mamba.mamba_block, torch.ops.mixture_of_mamba.mamba_block_step])
 def _flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
     projections, conv, scan = _flops_of_steps(shapes)
     return sum(projections) + conv + scan
@@ -274,12 +329,12 @@ def _flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
 
 @register_flop_formula(torch.ops.mixture_of_mamba.mamba_block_backward)
 def _backward_flops(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Every gradient that is computed, at the price of forward; and u and dt again, and the scan where not kept."""
+    """Every gradient that is computed, at the price of forward; and dt again, and u and the scan where not kept."""
     checkpoints, needs = shapes[-2], shapes[-1]
     projections, conv, scan = _flops_of_steps(shapes[3 : 3 + NUM_TENSOR_ARGUMENTS])
     in_proj, x_proj, dt_proj, out_proj = projections
     weights = zip((NEEDS_IN, NEEDS_X_PROJ, NEEDS_DT_PROJ, NEEDS_OUT), projections, strict=True)
     of_weights = sum(flops for bit, flops in weights if needs & bit)
     of_inputs = x_proj + dt_proj + out_proj + (in_proj if needs & NEEDS_X else 0)
-    recomputed = dt_proj + conv + (scan if 0 in checkpoints else 0)
+    recomputed = dt_proj + (conv + scan if 0 in checkpoints else 0)
     return of_weights + of_inputs + 3 * conv + 2 * scan + recomputed

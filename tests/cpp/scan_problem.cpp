@@ -153,6 +153,7 @@ Outputs ScanProblem::run(Arena& arena, const ScanBackend& backend) const {
   b.grad_D = vector("grad_D", channels, skip);
   b.grad_dt_bias = vector("grad_dt_bias", bias_modalities * channels, bias_modalities > 0);
   b.grad_initial_state = vector("grad_initial_state", state_size(), initial && wanted(5));
+  b.out = matrix("out", channels, gate && wanted(2));
   backend.backward(b);
   for (const auto& [name, gradient] : gradients) outputs.push_back(output_of(name, gradient));
   return outputs;

@@ -13,7 +13,7 @@ struct MambaBlock {
   static constexpr size_t kDifferentiable = 3;
 
   // Arguments of forward. Those of backward: grad_y, grad_conv_state, grad_ssm_state, these up to the states,
-  // xz, x_dbl, gated, checkpoints, needs.
+  // xz, x_dbl, u, checkpoints, needs.
   enum : size_t {
     kX,
     kInWeight,

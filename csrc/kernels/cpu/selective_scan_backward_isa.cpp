@@ -107,13 +107,14 @@ class Walk {
     const Scalar* grad_out = static_cast<const Scalar*>(p.grad_out.data) + block.channel;
     const Scalar* z = static_cast<const Scalar*>(p.z.data);
     for (int t = 0; t < tokens.count; ++t) {
-      tile.y[t] = tile.sum_gB[t] = tile.sum_qA[t] = tile.dy[t] = tile.gate_slope[t] = Vec<T>{};
+      tile.y[t] = tile.sum_gB[t] = tile.sum_qA[t] = tile.dy[t] = tile.gate_slope[t] = tile.gate[t] = Vec<T>{};
       if (tokens.padding[t]) continue;
       const Vec<T> grad = load(grad_out + tokens.row[t] * p.grad_out.stride, block.lanes);
       tile.dy[t] = grad;
       if (z != nullptr) {
         const Vec<T> gate = load(z + tokens.row[t] * p.z.stride + block.channel, block.lanes);
         const Vec<T> s = sigmoid<T>(gate);
+        tile.gate[t] = gate * s;
         tile.dy[t] = grad * gate * s;
         tile.gate_slope[t] = grad * s * (gate * (splat<T>(1) - s) + T(1));
       }
@@ -147,8 +148,12 @@ class Walk {
         store(static_cast<Scalar*>(p.grad_dt.data) + row * p.grad_dt.stride + c, grad_dt, at.lanes);
       }
       if (p.grad_z.data) {
-        const Vec<T> grad_z = tile.gate_slope[t] * (tile.y[t] + D * tile.u[t]);
-        store(static_cast<Scalar*>(p.grad_z.data) + row * p.grad_z.stride + c, grad_z, at.lanes);
+        const Vec<T> y = tile.y[t] + D * tile.u[t];
+        store(static_cast<Scalar*>(p.grad_z.data) + row * p.grad_z.stride + c, tile.gate_slope[t] * y,
+              at.lanes);
+        if (p.out.data) {
+          store(static_cast<Scalar*>(p.out.data) + row * p.out.stride + c, tile.gate[t] * y, at.lanes);
+        }
       }
       to_D += tile.dy[t] * tile.u[t];
       if (p.bias_modalities > 0 && !tokens.padding[t]) {

@@ -18,7 +18,8 @@ constexpr int kRebuilt = 4;
 template <typename T>
 struct SweptTile : Tile<T> {
   Vec<T> dy[kTile], y[kTile], sum_gB[kTile], sum_qA[kTile];
-  Vec<T> gate_slope[kTile];  // d out / d z over y
+  Vec<T> gate_slope[kTile];  // grad_out silu'(z)
+  Vec<T> gate[kTile];        // silu(z)
 };
 
 // States n .. n + kRebuilt - 1 of a block over one tile: rebuild h from the checkpoint, then sweep back.

@@ -14,12 +14,17 @@
 //
 // A thread owns kVector neighbouring channels, a warp reads whole lines of a row. The window of the
 // usual widths (2, 3, 4) is in registers; any other width keeps it in workspace memory (kWidth 0).
+//
+// A block looks up the rows of up to kPiece tokens at once. Aligned rows then stream through a ring in
+// shared memory, one group of tokens ahead of the arithmetic: asynchronous copies hold no registers. A
+// thread reads only what it copied itself, so the ring needs no barrier.
 
 namespace mixture_of_mamba::conv {
 
 constexpr int kThreads = 128;
-constexpr int64_t kChunk = 64;     // tokens
-constexpr int kBytesOfThread = 8;  // of a row: a wider vector leaves too few registers for loads in flight
+constexpr int kPiece = 128;        // tokens whose rows a block looks up together
+constexpr int kBytesOfThread = 8;  // of a row
+constexpr int kStages = 2;         // groups in the ring; more lost where they were measured
 
 struct ConvArgs {
   ScanUnits units;
@@ -57,6 +62,53 @@ struct Config {
   static constexpr int kWidth = kWidth_, kVector = kVector_;
   static constexpr bool kAligned = kAligned_;
 };
+
+// The rows of a piece of a unit.
+struct alignas(16) Piece {
+  int32_t row[kPiece];
+  uint32_t absent[kPiece / 32];  // bit: padding, or past the unit's end
+
+  __device__ __forceinline__ bool is_absent(int token) const { return absent[token / 32] >> token % 32 & 1; }
+  // Whether the group from `token` on is kGroup tokens, none of them padding.
+  template <int kGroup>
+  __device__ __forceinline__ bool is_full(int token) const {
+    static_assert(32 % kGroup == 0, "a group's bits lie in one word");
+    return (absent[token / 32] >> token % 32 & ((1u << kGroup) - 1)) == 0;
+  }
+  template <int kGroup>
+  __device__ __forceinline__ void get_group(int token, int32_t (&to)[kGroup]) const {
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 4) {
+      static_assert(kGroup % 4 == 0, "whole words of rows");
+      const int4 four = *reinterpret_cast<const int4*>(row + token + i);
+      to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+    }
+  }
+};
+static_assert(kPiece % 32 == 0 && kPiece <= kThreads, "a thread looks up one row, whole warps do");
+
+// Groups of kGroup tokens of kStreams matrices on their way from global memory.
+template <int kStreams, int kGroup>
+struct Ring {
+  Words<kBytesOfThread>::type slots[kStages][kStreams][kGroup][kThreads];
+
+  __device__ __forceinline__ void fetch(int group, int stream, int i, const void* from) {
+    const uint32_t to =
+        static_cast<uint32_t>(__cvta_generic_to_shared(&slots[group % kStages][stream][i][threadIdx.x]));
+    // The slot was read by this thread a group ago, and its loads and copies are carried out in order.
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytesOfThread)
+                 : "memory");
+  }
+  template <typename Channels>
+  __device__ __forceinline__ Channels take(int group, int stream, int i) const {
+    return reinterpret_cast<const Channels&>(slots[group % kStages][stream][i][threadIdx.x]);
+  }
+};
+__device__ __forceinline__ void end_fetches() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All fetches but those that the last kStages - 1 ends closed have arrived.
+__device__ __forceinline__ void await_fetches() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+}
 
 // taps = width - 1: a constant for the usual widths, so that loops over the window unroll.
 template <int kWidth>
@@ -116,8 +168,21 @@ struct Walk : Taps<K::kWidth> {
   __device__ __forceinline__ int64_t element(int64_t stride, int32_t row) const {
     return (K::kAligned ? static_cast<int64_t>(row) * static_cast<int32_t>(stride) : row * stride) + channel;
   }
+  __device__ __forceinline__ const T* at(const ConstRows& rows, int32_t row) const {
+    return static_cast<const T*>(rows.data) + element(rows.stride, row);
+  }
   __device__ __forceinline__ Channels load(const ConstRows& rows, int32_t row) const {
-    return load_pack<T, kVector, K::kAligned>(static_cast<const T*>(rows.data) + element(rows.stride, row));
+    return load_pack<T, kVector, K::kAligned>(at(rows, row));
+  }
+  // Token i of a group: from the ring, or where rows are not aligned from global memory.
+  template <int kStreams, int kGroup>
+  __device__ __forceinline__ Channels take(const Ring<kStreams, kGroup>& ring, int group, int stream, int i,
+                                           const ConstRows& rows, int32_t row) const {
+    if constexpr (K::kAligned) {
+      return ring.template take<Channels>(group, stream, i);
+    } else {
+      return load(rows, row);
+    }
   }
   __device__ __forceinline__ void store(const Rows& rows, int32_t row, const float (&values)[kVector]) const {
     store_pack<T, kVector, K::kAligned>(static_cast<T*>(rows.data) + element(rows.stride, row),
@@ -126,8 +191,43 @@ struct Walk : Taps<K::kWidth> {
   __device__ __forceinline__ int64_t state_offset(int j) const {
     return (static_cast<int64_t>(unit.sequence) * taps + j) * p.channels + channel;
   }
-  __device__ __forceinline__ float state_value(const void* state, int j, int v) const {
-    return state != nullptr ? to_float(static_cast<const T*>(state)[state_offset(j) + v]) : 0.0f;
+  // Entry j of a state, zero where there is none.
+  __device__ __forceinline__ void get_state(const void* state, int j, float (&to)[kVector]) const {
+    const T* from = static_cast<const T*>(state) + state_offset(j);
+    to_floats(state != nullptr ? load_pack<T, kVector, K::kAligned>(from) : Channels{}, to);
+  }
+  __device__ __forceinline__ void put_state(void* state, int j, const float (&from)[kVector]) const {
+    store_pack<T, kVector, K::kAligned>(static_cast<T*>(state) + state_offset(j), from_floats<T>(from));
+  }
+
+  // Rows of the tokens from the `first` of the unit on, for the whole block.
+  __device__ __forceinline__ void look_up(Piece& piece, int32_t first) const {
+    __syncthreads();  // nobody reads the rows before any more
+    if (threadIdx.x < kPiece) {
+      const int32_t token = first + static_cast<int32_t>(threadIdx.x);
+      const int32_t row = p.order.row_of(unit.base + min(token, unit.length - 1));
+      piece.row[threadIdx.x] = row;
+      const uint32_t absent = __ballot_sync(~0u, token >= unit.length || is_padding(row));
+      if (threadIdx.x % 32 == 0) piece.absent[threadIdx.x / 32] = absent;
+    }
+    __syncthreads();
+  }
+
+  // Calls body(group of the piece) for each, while fetch(group) runs kStages - 1 groups ahead.
+  template <int kGroup, typename Fetch, typename Body>
+  __device__ __forceinline__ void for_each_group(int32_t tokens, Fetch&& fetch, Body&& body) const {
+    const int groups = (tokens + kGroup - 1) / kGroup;
+    for (int group = 0; group < kStages - 1; ++group) {
+      if (K::kAligned && group < groups) fetch(group);
+      end_fetches();
+    }
+#pragma unroll 1
+    for (int group = 0; group < groups; ++group) {
+      if (K::kAligned && group + kStages - 1 < groups) fetch(group + kStages - 1);
+      end_fetches();
+      await_fetches();
+      body(group);
+    }
   }
 
   // Rows of the kCount times from `time` on; times past `last` repeat it.
@@ -164,8 +264,10 @@ struct Walk : Taps<K::kWidth> {
     }
 #pragma unroll
     for (int j = 0; j < taps; ++j) {
+      float entry[kVector];
+      get_state(p.initial_state, j, entry);
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) window.at(j, v) = state_value(p.initial_state, j, v);
+      for (int v = 0; v < kVector; ++v) window.at(j, v) = entry[v];
     }
     int32_t time = unit.base;
     for (int found = 0; time > begin && found < taps;) {
@@ -216,9 +318,11 @@ inline int64_t channel_blocks_of(int64_t channels, int vector) {
   return ceil_div(channels, static_cast<int64_t>(kThreads) * vector);
 }
 
-inline bool rows_in_words(const void* data, int64_t stride, int64_t element_bytes, int64_t word_bytes) {
-  return data == nullptr ||
-         (is_aligned_to(data, word_bytes) && stride * element_bytes % word_bytes == 0 && stride <= INT32_MAX);
+// Whether a thread's share of a row is one word wherever it lies.
+inline bool rows_in_words(const void* data, int64_t stride, ScalarType type) {
+  return is_aligned_to(data, kBytesOfThread) && stride * size_of(type) % kBytesOfThread == 0 &&
+         stride <= INT32_MAX;
 }
+inline bool state_in_words(const void* data) { return is_aligned_to(data, kBytesOfThread); }
 
 }  // namespace mixture_of_mamba::conv

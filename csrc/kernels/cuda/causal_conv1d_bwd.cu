@@ -13,6 +13,8 @@
 // Cost     16-bit: 6 bytes a (token, channel) of HBM, and 2 * 3 / kChunk of the reads again. HBM is the
 // bound.
 
+#include <algorithm>
+
 #include "kernels/cuda/causal_conv1d.cuh"
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/selective_scan_bwd.h"
@@ -21,8 +23,9 @@ namespace mixture_of_mamba {
 namespace conv {
 namespace {
 
-constexpr int kInFlight = 4;  // tokens whose loads are issued together
-constexpr int kBlocksPerProcessor = 8;
+constexpr int kGroup = 4;                                     // tokens that are computed in one straight run
+constexpr int kBlocksPerProcessor = 4;                        // as many as fit
+constexpr int64_t kShortestChunk = 64, kLongestChunk = 2048;  // tokens of a unit
 constexpr int32_t kForeign = INT32_MIN;  // an input of the unit before: its gradient is written there
 
 template <typename K>
@@ -61,9 +64,7 @@ struct BackwardWalk : Walk<K> {
     if (from >= 0 && p.grad_x.data != nullptr) this->store(p.grad_x, from, grad);
     if constexpr (!kPlain) {
       if (from >= 0 || from == kForeign || p.grad_initial_state == nullptr) return;
-      T* state = static_cast<T*>(p.grad_initial_state);
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) state[this->state_offset(-1 - from) + v] = from_float<T>(grad[v]);
+      this->put_state(p.grad_initial_state, -1 - from, grad);
     }
   }
 
@@ -130,30 +131,45 @@ struct BackwardWalk : Walk<K> {
     }
   }
 
-  __device__ __forceinline__ void own_tokens() {
-    const int32_t length = unit.length, last = unit.base + length - 1;
-    int32_t next_row[kInFlight];
-    if (length > 0) this->find_rows(unit.base, last, next_row);
-    begin();
-#pragma unroll 1
-    for (int first = 0; first < length; first += kInFlight) {
-      int32_t row[kInFlight];
-      Channels x[kInFlight], grad_y[kInFlight];
+  __device__ __forceinline__ void piece_of_tokens(const Piece& piece, Ring<2, kGroup>& ring, int32_t first) {
+    const int32_t tokens = min(kPiece, unit.length - first);
+    const auto fetch = [&](int group) {
+      int32_t row[kGroup];
+      piece.get_group(group * kGroup, row);
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        row[i] = next_row[i];
-        x[i] = this->load(p.x, row[i]);
-        grad_y[i] = this->load(p.grad_y, row[i]);
+      for (int i = 0; i < kGroup; ++i) {
+        ring.fetch(group, 0, i, this->at(p.x, row[i]));
+        ring.fetch(group, 1, i, this->at(p.grad_y, row[i]));
       }
-      this->find_rows(unit.base + first + kInFlight, last, next_row);
-      if (first + kInFlight <= length && !this->any_padding(row) && !state_leaves_next()) {
+    };
+    const auto body = [&](int group) {
+      if (group == 0 && first == 0) begin();
+      if (piece.is_full<kGroup>(group * kGroup) && !state_leaves_next()) {
+        int32_t row[kGroup];
+        Channels x[kGroup], grad_y[kGroup];
+        piece.get_group(group * kGroup, row);
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) token<true, true>(row[i], x[i], grad_y[i]);
-        continue;
+        for (int i = 0; i < kGroup; ++i) {
+          x[i] = this->take(ring, group, 0, i, p.x, row[i]);
+          grad_y[i] = this->take(ring, group, 1, i, p.grad_y, row[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) token<true, true>(row[i], x[i], grad_y[i]);
+        return;
       }
 #pragma unroll 1
-      for (int i = first; i < min(first + kInFlight, length); ++i) one_token(p.order.row_of(unit.base + i));
-    }
+      for (int i = 0; i < kGroup && group * kGroup + i < tokens; ++i) {
+        const int32_t row = piece.row[group * kGroup + i];
+        if (piece.is_absent(group * kGroup + i)) {
+          const float zero[kVector] = {};
+          retire<true>(row, zero);
+        } else {
+          token<true, false>(row, this->take(ring, group, 0, i, p.x, row),
+                             this->take(ring, group, 1, i, p.grad_y, row));
+        }
+      }
+    };
+    this->template for_each_group<kGroup>(tokens, fetch, body);
   }
 
   // Entries of the state are the oldest in the window.
@@ -161,15 +177,6 @@ struct BackwardWalk : Walk<K> {
     if (taps == 0 || p.grad_initial_state == nullptr) return false;
     const int32_t oldest = source_at(0);
     return oldest < 0 && oldest != kForeign;
-  }
-
-  __device__ __forceinline__ void one_token(int32_t row) {
-    if (this->is_padding(row)) {
-      const float zero[kVector] = {};
-      retire<true>(row, zero);
-    } else {
-      token<true, false>(row, this->load(p.x, row), this->load(p.grad_y, row));
-    }
   }
 
   // Tokens of later units that still see inputs of this one; at the sequence's end, the final state.
@@ -205,9 +212,9 @@ struct BackwardWalk : Walk<K> {
 #pragma unroll
     for (int j = 0; j < taps; ++j) {
       float grad[kVector];
+      this->get_state(p.grad_final_state, j, grad);
 #pragma unroll
-      for (int v = 0; v < kVector; ++v)
-        grad[v] = grad_window.at(j, v) + this->state_value(p.grad_final_state, j, v);
+      for (int v = 0; v < kVector; ++v) grad[v] += grad_window.at(j, v);
       retire<false>(source_at(j), grad);
     }
   }
@@ -225,18 +232,24 @@ struct BackwardWalk : Walk<K> {
 };
 
 template <typename K>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     backward_kernel(const __grid_constant__ CausalConv1dBackwardParams p,
                     const __grid_constant__ ConvArgs args, float* partial_weight, float* partial_bias) {
+  __shared__ Piece piece;
+  __shared__ Ring<2, kGroup> ring;
   const int64_t channel = channel_of_thread<K::kVector>(args, p.channels);
-  if (channel < 0) return;
-  BackwardWalk<K> walk(p, args, channel);
+  const bool works = channel >= 0;  // who does not comes to the barriers
+  BackwardWalk<K> walk(p, args, works ? channel : 0);
   const int walker = blockIdx.x / args.channel_blocks;
   for (int index = walker; get_unit(args.units, index, &walk.unit); index += args.walkers) {
-    walk.own_tokens();
-    walk.look_ahead();
+    if (works && walk.unit.length == 0) walk.begin();
+    for (int32_t first = 0; first < walk.unit.length; first += kPiece) {
+      walk.look_up(piece, first);
+      if (works) walk.piece_of_tokens(piece, ring, first);
+    }
+    if (works) walk.look_ahead();
   }
-  walk.put_sums(partial_weight, partial_bias, walker);
+  if (works) walk.put_sums(partial_weight, partial_bias, walker);
 }
 
 struct Plan {
@@ -247,19 +260,19 @@ struct Plan {
 
 Plan plan(const CausalConv1dBackwardParams& p) {
   Plan plan;
-  const int64_t element = size_of(p.type);
-  const int vector = static_cast<int>(kBytesOfThread / element);
+  const int vector = static_cast<int>(kBytesOfThread / size_of(p.type));
   const bool usual = p.width >= 2 && p.width <= 4;
-  plan.aligned = usual && p.channels % vector == 0 &&
-                 rows_in_words(p.x.data, p.x.stride, element, kBytesOfThread) &&
-                 rows_in_words(p.grad_y.data, p.grad_y.stride, element, kBytesOfThread) &&
-                 rows_in_words(p.grad_x.data, p.grad_x.stride, element, kBytesOfThread);
-  plan.args.units = plan_scan_units(p.order, false, kChunk);
+  plan.aligned = usual && p.channels % vector == 0 && rows_in_words(p.x.data, p.x.stride, p.type) &&
+                 rows_in_words(p.grad_y.data, p.grad_y.stride, p.type) &&
+                 rows_in_words(p.grad_x.data, p.grad_x.stride, p.type) && state_in_words(p.initial_state) &&
+                 state_in_words(p.grad_final_state) && state_in_words(p.grad_initial_state);
+  // Units as long as one round of blocks allows: at the ends of a unit tokens are walked twice.
   plan.args.channel_blocks = static_cast<int32_t>(channel_blocks_of(p.channels, plan.aligned ? vector : 1));
-  const int64_t wanted = ceil_div(kBlocksPerProcessor * std::max(multiprocessors_cuda(), 1),
-                                  std::max(plan.args.channel_blocks, 1));
-  plan.args.walkers =
-      static_cast<int32_t>(std::min<int64_t>(plan.args.units.max_units, std::max<int64_t>(wanted, 1)));
+  const int64_t at_once = std::max<int64_t>(
+      1, kBlocksPerProcessor * std::max(multiprocessors_cuda(), 1) / std::max(plan.args.channel_blocks, 1));
+  plan.args.units = plan_scan_units(
+      p.order, false, std::clamp(ceil_div(p.order.tokens, at_once), kShortestChunk, kLongestChunk));
+  plan.args.walkers = static_cast<int32_t>(std::min<int64_t>(plan.args.units.max_units, at_once));
   const auto take = [&](int64_t floats) {
     const size_t offset = plan.bytes;
     plan.bytes += align_workspace(floats * sizeof(float));
@@ -324,10 +337,9 @@ int launch_causal_conv1d_backward_cuda(const CausalConv1dBackwardParams& params,
     });
     if (error != 0) return error;
   }
-  const int error = launch_column_sums(weight, made.args.walkers, params.channels * params.width,
-                                       static_cast<float*>(params.grad_weight), stream);
-  if (error != 0) return error;
-  return launch_column_sums(bias, made.args.walkers, params.channels, static_cast<float*>(params.grad_bias),
+  const int64_t walkers = made.args.walkers;
+  return launch_column_sums({{weight, walkers, params.channels * params.width, params.grad_weight},
+                             {bias, walkers, params.channels, params.grad_bias}},
                             stream);
 }
 

@@ -3,11 +3,10 @@
 // Depthwise causal convolution, forward: kernels/causal_conv1d.h has the equations.
 //
 // Grid     channel blocks (fastest) x walkers; a walker takes every walkers-th unit of kChunk tokens.
-// Thread   kVector channels (8 bytes of a row) of one unit, token by token, the window in registers; the rows
-//          of the next kInFlight tokens are looked up while these are computed.
+// Thread   kVector channels (8 bytes of a row) of one unit, token by token, the window in registers.
 // Cost     16-bit: 4 bytes a (token, channel) of HBM, and 3 / kChunk of the reads again at chunk starts;
 //          about 14 issue slots. HBM is the bound.
-// Barriers none: threads share nothing.
+// Barriers two a piece of kPiece tokens, around the look-up of its rows; all threads reach them.
 
 #include "kernels/cuda/causal_conv1d.cuh"
 #include "kernels/cuda/device_info.h"
@@ -16,7 +15,8 @@ namespace mixture_of_mamba {
 namespace conv {
 namespace {
 
-constexpr int kInFlight = 8;  // tokens whose loads are issued together
+constexpr int kGroup = 16;      // tokens that are computed in one straight run
+constexpr int64_t kChunk = 64;  // tokens of a unit
 constexpr int kBlocksPerProcessor = 16;
 
 // One token that is not padding.
@@ -35,46 +35,51 @@ __device__ __forceinline__ void forward_token(const CausalConv1dForwardParams& p
 }
 
 template <typename K>
-__device__ __forceinline__ void forward_unit(const CausalConv1dForwardParams& p, Walk<K>& walk) {
+__device__ __forceinline__ void forward_piece(const CausalConv1dForwardParams& p, Walk<K>& walk,
+                                              const Piece& piece, Ring<1, kGroup>& ring, int32_t first) {
   using Channels = typename Walk<K>::Channels;
-  const int32_t length = walk.unit.length, last = walk.unit.base + length - 1;
-  int32_t next_row[kInFlight];
-  if (length > 0) walk.find_rows(walk.unit.base, last, next_row);
-  walk.look_back();
-#pragma unroll 1
-  for (int first = 0; first < length; first += kInFlight) {
-    int32_t row[kInFlight];
-    Channels x[kInFlight];
+  const int32_t tokens = min(kPiece, walk.unit.length - first);
+  const auto fetch = [&](int group) {
+    int32_t row[kGroup];
+    piece.get_group(group * kGroup, row);
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      row[i] = next_row[i];
-      x[i] = walk.load(p.x, row[i]);
-    }
-    walk.find_rows(walk.unit.base + first + kInFlight, last, next_row);
-    if (first + kInFlight <= length && !walk.any_padding(row)) {
+    for (int i = 0; i < kGroup; ++i) ring.fetch(group, 0, i, walk.at(p.x, row[i]));
+  };
+  const auto body = [&](int group) {
+    if (group == 0 && first == 0) walk.look_back();
+    if (piece.is_full<kGroup>(group * kGroup)) {
+      int32_t row[kGroup];
+      Channels x[kGroup];
+      piece.get_group(group * kGroup, row);
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) forward_token(p, walk, row[i], x[i]);
-      continue;
+      for (int i = 0; i < kGroup; ++i) x[i] = walk.take(ring, group, 0, i, p.x, row[i]);
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) forward_token(p, walk, row[i], x[i]);
+      return;
     }
 #pragma unroll 1
-    for (int i = first; i < min(first + kInFlight, length); ++i) {
-      const int32_t one = p.order.row_of(walk.unit.base + i);
-      if (walk.is_padding(one)) {
+    for (int i = 0; i < kGroup && group * kGroup + i < tokens; ++i) {
+      const int32_t row = piece.row[group * kGroup + i];
+      if (piece.is_absent(group * kGroup + i)) {
         const float zero[K::kVector] = {};
-        walk.store(p.y, one, zero);
+        walk.store(p.y, row, zero);
       } else {
-        forward_token(p, walk, one, walk.load(p.x, one));
+        forward_token(p, walk, row, walk.take(ring, group, 0, i, p.x, row));
       }
     }
-  }
+  };
+  walk.template for_each_group<kGroup>(tokens, fetch, body);
+}
+
+template <typename K>
+__device__ __forceinline__ void store_final_state(const CausalConv1dForwardParams& p, Walk<K>& walk) {
   if (p.final_state == nullptr || walk.unit.chunk != walk.unit.chunks - 1) return;
-  auto* state = static_cast<typename K::T*>(p.final_state);
 #pragma unroll
   for (int j = 0; j < walk.taps; ++j) {
+    float entry[K::kVector];
 #pragma unroll
-    for (int v = 0; v < K::kVector; ++v) {
-      state[walk.state_offset(j) + v] = from_float<typename K::T>(walk.window.at(j, v));
-    }
+    for (int v = 0; v < K::kVector; ++v) entry[v] = walk.window.at(j, v);
+    walk.put_state(p.final_state, j, entry);
   }
 }
 
@@ -82,12 +87,19 @@ template <typename K>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const __grid_constant__ CausalConv1dForwardParams p,
                    const __grid_constant__ ConvArgs args) {
+  __shared__ Piece piece;
+  __shared__ Ring<1, kGroup> ring;
   const int64_t channel = channel_of_thread<K::kVector>(args, p.channels);
-  if (channel < 0) return;
-  Walk<K> walk(p, args, channel);
+  const bool works = channel >= 0;  // who does not comes to the barriers
+  Walk<K> walk(p, args, works ? channel : 0);
   for (int index = blockIdx.x / args.channel_blocks; get_unit(args.units, index, &walk.unit);
        index += args.walkers) {
-    forward_unit(p, walk);
+    if (works && walk.unit.length == 0) walk.look_back();
+    for (int32_t first = 0; first < walk.unit.length; first += kPiece) {
+      walk.look_up(piece, first);
+      if (works) forward_piece(p, walk, piece, ring, first);
+    }
+    if (works) store_final_state(p, walk);
   }
 }
 
@@ -100,12 +112,11 @@ struct Plan {
 
 Plan plan(const CausalConv1dForwardParams& p) {
   Plan plan;
-  const int64_t element = size_of(p.type);
-  const int vector = static_cast<int>(kBytesOfThread / element);
+  const int vector = static_cast<int>(kBytesOfThread / size_of(p.type));
   const bool usual = p.width >= 2 && p.width <= 4;
-  plan.aligned = usual && p.channels % vector == 0 &&
-                 rows_in_words(p.x.data, p.x.stride, element, kBytesOfThread) &&
-                 rows_in_words(p.y.data, p.y.stride, element, kBytesOfThread);
+  plan.aligned = usual && p.channels % vector == 0 && rows_in_words(p.x.data, p.x.stride, p.type) &&
+                 rows_in_words(p.y.data, p.y.stride, p.type) && state_in_words(p.initial_state) &&
+                 state_in_words(p.final_state);
   plan.vector = plan.aligned ? vector : 1;
   // A state updated in place has one reader and one writer only when its sequence is one unit.
   const bool in_place = p.final_state != nullptr && p.final_state == p.initial_state;

@@ -162,7 +162,7 @@ int launch_sum_rows_cuda(const SumRowsParams& p, void* workspace, CUstream_st* s
     return cudaGetLastError();
   });
   if (error != 0) return error;
-  return launch_column_sums(partials, parts, p.modalities * p.columns, p.sums, stream);
+  return launch_column_sums({{partials, parts, p.modalities * p.columns, p.sums}}, stream);
 }
 
 }  // namespace mixture_of_mamba

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 
 #include "kernels/selective_scan.h"
 
@@ -32,7 +33,13 @@ int launch_reduce_state_gradients(const SelectiveScanBackwardParams&, const floa
                                   CUstream_st* stream);
 
 // out[i] = sum over k of partials[k * size + i], k = 0 .. count - 1. count == 0 writes zeros.
-// out == nullptr or size == 0: does nothing.
-int launch_column_sums(const float* partials, int64_t count, int64_t size, float* out, CUstream_st* stream);
+// out == nullptr or size == 0: nothing to do.
+struct ColumnSums {
+  const float* partials = nullptr;
+  int64_t count = 0, size = 0;
+  void* out = nullptr;  // float
+};
+// All in one launch; at most 3.
+int launch_column_sums(std::initializer_list<ColumnSums>, CUstream_st* stream);
 
 }  // namespace mixture_of_mamba

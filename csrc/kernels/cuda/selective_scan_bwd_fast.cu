@@ -108,6 +108,7 @@ Plan make_plan(const SelectiveScanBackwardParams& p, void* base) {
   args.grad_u = quads(p.grad_u);
   args.grad_dt = quads(p.grad_dt);
   args.grad_z = quads(p.grad_z);
+  args.out = quads(p.out);
   args.A = static_cast<const float*>(p.A);
   args.D = static_cast<const float*>(p.D);
   args.dt_bias = static_cast<const float*>(p.dt_bias);
@@ -162,7 +163,8 @@ bool fast_backward_supports(const SelectiveScanBackwardParams& p) {
          p.channels % kChannels == 0 && p.channels < int64_t{1} << 24 && tokens > 0 && p.softplus &&
          (p.dt_bias == nullptr || p.bias_modalities <= kMostBiases) && fits(p.u) && fits(p.dt) && fits(p.z) &&
          fits(p.B) && fits(p.C) && fits(p.grad_out) && fits(p.grad_u) && fits(p.grad_dt) && fits(p.grad_z) &&
-         is_aligned_to(p.checkpoints, sizeof(float4)) && shared_memory_of_block() >= kSharedOfOne;
+         (p.out.data == nullptr || fits(p.out)) && is_aligned_to(p.checkpoints, sizeof(float4)) &&
+         shared_memory_of_block() >= kSharedOfOne;
 }
 
 size_t fast_backward_workspace(const SelectiveScanBackwardParams& p) {
@@ -180,14 +182,12 @@ int launch_fast_backward(const SelectiveScanBackwardParams& p, void* workspace, 
                                             : launch_main<__half>(args, plan.teams, stream);
   }
   const int64_t walks = int64_t{args.walkers} * plan.teams;
-  const auto sums = [&](const float* partials, int64_t count, int64_t size, void* out) {
-    return launch_column_sums(partials, count, size, static_cast<float*>(out), stream);
-  };
   if (error == 0) error = launch_reduce_state_gradients(p, args.grad_BC, channel_blocks(p), stream);
-  if (error == 0) error = sums(args.grad_A, walks, p.channels * p.states, p.grad_A);
-  if (error == 0) error = sums(args.grad_D, walks * kGroups, p.channels, p.grad_D);
-  if (error == 0) error = sums(args.grad_dt_bias, walks * kGroups, args.biases * p.channels, p.grad_dt_bias);
-  return error;
+  if (error != 0) return error;
+  return launch_column_sums({{args.grad_A, walks, p.channels * p.states, p.grad_A},
+                             {args.grad_D, walks * kGroups, p.channels, p.grad_D},
+                             {args.grad_dt_bias, walks * kGroups, args.biases * p.channels, p.grad_dt_bias}},
+                            stream);
 }
 
 }  // namespace mixture_of_mamba

@@ -10,6 +10,7 @@
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/fast_math.cuh"
 #include "kernels/cuda/common/scan_units.cuh"
+#include "kernels/cuda/common/shared_memory.cuh"
 #include "kernels/selective_scan.h"
 
 // What the phases of the fast backward share: tile sizes, arguments, the layout of shared memory.
@@ -43,7 +44,7 @@ struct Quads {
 
 struct Args {
   ScanUnits units;
-  Quads u, dt, z, grad_out, B, C, grad_u, grad_dt, grad_z;
+  Quads u, dt, z, grad_out, B, C, grad_u, grad_dt, grad_z, out;  // out: or null
   const float* A = nullptr;
   const float* D = nullptr;                 // or null
   const float* dt_bias = nullptr;           // or null
@@ -102,10 +103,6 @@ __device__ __forceinline__ void unpack(const float4& from, float (&to)[4]) {
 
 __device__ __forceinline__ float4 pack(const float (&from)[4]) {
   return make_float4(from[0], from[1], from[2], from[3]);
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // The main kernel of one element type.

@@ -58,9 +58,8 @@ struct ElementWise {
   // Of the tile at work, or of the next one once they have been read: loads overlap the stores.
   uint32_t raw_u[kPairs][kGroup], raw_dt[kPairs][kGroup], raw_z[kPairs][kGroup], raw_grad[kPairs][kGroup];
   uint2 raw_BC;
-  // Kept from begin_tile() to end_tile(): two channels a word; slopes as fp16.
-  uint32_t u[kPairs][kGroup], grad_out[kPairs][kGroup];
-  uint32_t gate_slope[kPairs][kGroup], step_slope[kPairs][kGroup];
+  // Kept from begin_tile() to end_tile(): two channels a word; slopes of softplus as fp16.
+  uint32_t u[kPairs][kGroup], grad_out[kPairs][kGroup], z[kPairs][kGroup], step_slope[kPairs][kGroup];
   float grad_D[kQuad] = {}, grad_bias[kBiases][kQuad] = {};
 
   __device__ ElementWise(const Args& a, const BlockShared& b, TeamShared& s) : args(a), block(b), shared(s) {
@@ -173,22 +172,20 @@ struct ElementWise {
       for (int i = 0; i < kGroup; ++i) {
         const float2 x2 = unpack_pair<T>(raw_dt[k][i]), u2 = unpack_pair<T>(raw_u[k][i]);
         const float2 z2 = unpack_pair<T>(raw_z[k][i]), grad2 = unpack_pair<T>(raw_grad[k][i]);
-        float gate[2], step[2];
+        float step[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float ut = c ? u2.y : u2.x, zt = c ? z2.y : z2.x, grad = c ? grad2.y : grad2.x;
           const Step s = softplus_step((c ? x2.y : x2.x) + bias[i][2 * k + c]);
-          const float open = fmaf(0.5f, tanh_approx(0.5f * zt), 0.5f), gated = zt * open;
           delta[c][i] = s.delta;
           input[c][i] = s.delta * ut;
-          grad_y[c][i] = grad * gated;
+          grad_y[c][i] = grad * silu_fast<T>(zt);
           grad_D[2 * k + c] = fmaf(grad_y[c][i], ut, grad_D[2 * k + c]);
-          gate[c] = fmaf(gated, 1.0f - open, open);
           step[c] = s.slope;
         }
         u[k][i] = raw_u[k][i];
         grad_out[k][i] = raw_grad[k][i];
-        gate_slope[k][i] = pack_pair<__half>(gate[0], gate[1]);
+        z[k][i] = raw_z[k][i];
         step_slope[k][i] = pack_pair<__half>(step[0], step[1]);
       }
 #pragma unroll
@@ -206,7 +203,7 @@ struct ElementWise {
     get_rows(buffer, rows);
     float skip[kQuad];
     unpack(block.skip[lane], skip);
-    uint32_t to_u[kPairs][kGroup], to_dt[kPairs][kGroup], to_z[kPairs][kGroup];
+    uint32_t to_u[kPairs][kGroup], to_dt[kPairs][kGroup], to_z[kPairs][kGroup], to_out[kPairs][kGroup];
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) {
       float delta[2][kGroup], grad_y[2][kGroup], y[2][kGroup], grad_input[2][kGroup], grad_rate[2][kGroup];
@@ -223,16 +220,18 @@ struct ElementWise {
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
         const float2 u2 = unpack_pair<T>(u[k][i]), grad2 = unpack_pair<T>(grad_out[k][i]);
-        const float2 gate2 = unpack_pair<__half>(gate_slope[k][i]);
-        const float2 step2 = unpack_pair<__half>(step_slope[k][i]);
-        float grad_u[2], grad_dt[2], grad_z[2], weight[4] = {1.0f};
+        const float2 z2 = unpack_pair<T>(z[k][i]), step2 = unpack_pair<__half>(step_slope[k][i]);
+        float grad_u[2], grad_dt[2], grad_z[2], out[2], weight[4] = {1.0f};
         if (kBiases > 1) unpack(shared.weight[buffer][group * kGroup + i], weight);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float ut = c ? u2.y : u2.x, d = skip[2 * k + c];
           grad_u[c] = fmaf(grad_input[c][i], delta[c][i], grad_y[c][i] * d);
           grad_dt[c] = fmaf(grad_input[c][i], ut, grad_rate[c][i] * kLn2) * (c ? step2.y : step2.x);
-          grad_z[c] = (c ? grad2.y : grad2.x) * (c ? gate2.y : gate2.x) * fmaf(d, ut, y[c][i]);
+          const float zt = c ? z2.y : z2.x, open = sigmoid_fast<T>(zt), gated = zt * open;
+          const float yt = fmaf(d, ut, y[c][i]);
+          grad_z[c] = (c ? grad2.y : grad2.x) * fmaf(gated, 1.0f - open, open) * yt;
+          out[c] = gated * yt;
 #pragma unroll
           for (int m = 0; m < kBiases; ++m) {
             grad_bias[m][2 * k + c] = fmaf(weight[m], grad_dt[c], grad_bias[m][2 * k + c]);
@@ -241,6 +240,7 @@ struct ElementWise {
         to_u[k][i] = pack_pair<T>(grad_u[0], grad_u[1]);
         to_dt[k][i] = pack_pair<T>(grad_dt[0], grad_dt[1]);
         to_z[k][i] = pack_pair<T>(grad_z[0], grad_z[1]);
+        to_out[k][i] = pack_pair<T>(out[0], out[1]);
       }
     }
 #pragma unroll
@@ -249,6 +249,8 @@ struct ElementWise {
       store_quad(args, args.grad_z, rows[i], quad, make_uint2(to_z[0][i], to_z[1][i]), exists);
       store_quad(args, args.grad_u, rows[i], quad, make_uint2(to_u[0][i], to_u[1][i]), exists);
       store_quad(args, args.grad_dt, rows[i], quad, make_uint2(to_dt[0][i], to_dt[1][i]), exists);
+      store_quad(args, args.out, rows[i], quad, make_uint2(to_out[0][i], to_out[1][i]),
+                 exists && args.out.data != nullptr);
     }
   }
 

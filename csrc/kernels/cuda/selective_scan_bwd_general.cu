@@ -125,6 +125,7 @@ struct ElementWise {
         const float open = sigmoid_fast(gate), gated = gate * open;
         const bool has_gate = p.z.data != nullptr;
         grad_y[i] = has_gate ? grad * gated : grad;
+        shared.gate[j][threadIdx.x] = gated;
         shared.grad_gate[j][threadIdx.x] = grad * fmaf(gated, 1.0f - open, open);
         shared.u[j][threadIdx.x] = ut;
         input[i] = delta[i] * ut;
@@ -161,8 +162,9 @@ struct ElementWise {
         store_element<T>(p.grad_u, row, channel,
                          active ? fmaf(grad_input[i], delta[i], skip * grad_y[i]) : 0.0f);
         store_element<T>(p.grad_dt, row, channel, grad_dt);
-        store_element<T>(p.grad_z, row, channel,
-                         active ? shared.grad_gate[j][threadIdx.x] * fmaf(skip, ut, y[i]) : 0.0f);
+        const float yt = active ? fmaf(skip, ut, y[i]) : 0.0f;
+        store_element<T>(p.grad_z, row, channel, shared.grad_gate[j][threadIdx.x] * yt);
+        store_element<T>(p.out, row, channel, shared.gate[j][threadIdx.x] * yt);
         if (grad_bias != nullptr && active) {
           grad_bias[(p.bias_modalities == 1 ? 0 : modality) * grad_bias_stride] += grad_dt;
         }
@@ -354,14 +356,12 @@ int launch_general_backward(const SelectiveScanBackwardParams& p, void* workspac
     if (error != 0) return error;
   }
   const int64_t walkers = has_work ? args.walkers : 0, halves = walkers * kTokenHalves;
-  const auto sums = [&](const float* partials, int64_t count, int64_t size, void* out) {
-    return launch_column_sums(partials, count, size, static_cast<float*>(out), stream);
-  };
-  int error = launch_reduce_state_gradients(p, args.grad_BC, has_work ? channel_blocks(p) : 0, stream);
-  if (error == 0) error = sums(args.grad_A, walkers, p.channels * p.states, p.grad_A);
-  if (error == 0) error = sums(args.grad_D, halves, p.channels, p.grad_D);
-  if (error == 0) error = sums(args.grad_dt_bias, halves, p.bias_modalities * p.channels, p.grad_dt_bias);
-  return error;
+  const int error = launch_reduce_state_gradients(p, args.grad_BC, has_work ? channel_blocks(p) : 0, stream);
+  if (error != 0) return error;
+  return launch_column_sums({{args.grad_A, walkers, p.channels * p.states, p.grad_A},
+                             {args.grad_D, halves, p.channels, p.grad_D},
+                             {args.grad_dt_bias, halves, p.bias_modalities * p.channels, p.grad_dt_bias}},
+                            stream);
 }
 
 }  // namespace mixture_of_mamba

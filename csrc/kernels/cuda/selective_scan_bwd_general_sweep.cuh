@@ -19,6 +19,7 @@ struct Shared {
   TileValues delta, input, grad_y;      // input = delta * u
   TileValues y, grad_input, grad_rate;  // sum(C h), sum(g B), sum(q A log2(e))
   float u[kItems][kThreads];            // from here to slope: private to a thread
+  float gate[kItems][kThreads];         // silu(z)
   float grad_gate[kItems][kThreads];    // grad_out * silu'(z)
   float slope[kItems][kThreads];        // d delta / d dt
   float4 snapshot[kGroups - 1][kLaneChannels][kThreads];

@@ -12,6 +12,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/selective_scan_bwd.h"
 
@@ -67,21 +69,28 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kWidth; ++k) out[k] = from_float<T>(sum.values[k]);
 }
 
+struct SeveralColumnSums {
+  static constexpr int kMost = 3;
+  ColumnSums items[kMost];
+};
+
 __global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(const float* partials, int64_t count, int64_t size, float* out) {
+    column_sums_kernel(const __grid_constant__ SeveralColumnSums several) {
   __shared__ float sums[kSumRows][kColumns];
-  const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x;
+  const ColumnSums& s = several.items[blockIdx.y];
+  const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x, size = s.size;
+  if (i - threadIdx.x >= size) return;
   float sum = 0.0f;
   if (i < size) {
 #pragma unroll 4
-    for (int64_t k = threadIdx.y; k < count; k += kSumRows) sum += partials[k * size + i];
+    for (int64_t k = threadIdx.y; k < s.count; k += kSumRows) sum += s.partials[k * size + i];
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y > 0 || i >= size) return;
 #pragma unroll
   for (int r = 1; r < kSumRows; ++r) sum += sums[r][threadIdx.x];
-  out[i] = sum;
+  static_cast<float*>(s.out)[i] = sum;
 }
 
 template <typename T>
@@ -117,10 +126,19 @@ int launch_reduce_state_gradients(const SelectiveScanBackwardParams& p, const fl
   return cudaErrorInvalidValue;
 }
 
-int launch_column_sums(const float* partials, int64_t count, int64_t size, float* out, CUstream_st* stream) {
-  if (out == nullptr || size == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>((size + kColumns - 1) / kColumns);
-  column_sums_kernel<<<blocks, dim3(kColumns, kSumRows), 0, stream>>>(partials, count, size, out);
+int launch_column_sums(std::initializer_list<ColumnSums> all, CUstream_st* stream) {
+  SeveralColumnSums several;
+  unsigned count = 0;
+  int64_t longest = 0;
+  for (const ColumnSums& one : all) {
+    if (one.out == nullptr || one.size == 0) continue;
+    if (count == SeveralColumnSums::kMost) return cudaErrorInvalidValue;
+    several.items[count++] = one;
+    longest = std::max(longest, one.size);
+  }
+  if (count == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>((longest + kColumns - 1) / kColumns), count);
+  column_sums_kernel<<<grid, dim3(kColumns, kSumRows), 0, stream>>>(several);
   return cudaGetLastError();
 }
 

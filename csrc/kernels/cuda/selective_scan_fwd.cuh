@@ -100,28 +100,32 @@ struct Config {
   static constexpr int kInputs = kTile * kInputStride;
   static constexpr int kOutputs = kPrepass ? 0 : kTile * kOutputStride;
   static constexpr int kMatrices = kTile * kMatrixStride;
+  static constexpr int kBuffer = kInputs + kOutputs + kMatrices;  // one of two
+  static constexpr uint32_t kBufferBytes = kBuffer * sizeof(float);
+  static_assert(kBufferBytes % 64 == 0 && kInputStride % 8 == 0 && kPartStride % 8 == 0,
+                "the places of a thread's values in a row differ by xor");
 
   static int shared_bytes(int staged_modalities) {
-    return 4 *
-           (2 * (kInputs + kOutputs + kMatrices) + (staged_modalities + 1) * kChannels + kSharedModalities);
+    return 4 * (2 * kBuffer + (staged_modalities + 1) * kChannels + kSharedModalities);
   }
   static_assert(kVector >= 2, "an element-wise thread moves channel pairs");
 };
 
 template <typename K>
 struct Shared {
-  float* inputs;        // [2][kTile][kInputStride]
-  float* outputs;       // [2][kTile][kGroup][kPartStride]
-  float* matrices;      // [2][kTile][kMatrixStride]: B ln 2, C
+  // Of the first buffer; the second is kBuffer floats further.
+  float* inputs;        // [kTile][kInputStride]
+  float* outputs;       // [kTile][kGroup][kPartStride]
+  float* matrices;      // [kTile][kMatrixStride]: B ln 2, C
   float* bias;          // [staged modalities][kChannels], times log2(e); zeros when there is none
   float* skip;          // [kChannels]: D
   int32_t* boundaries;  // [staged modalities]: first row of each
 
   __device__ Shared(float* memory, int staged) {
     inputs = memory;
-    outputs = inputs + 2 * K::kInputs;
-    matrices = outputs + 2 * K::kOutputs;
-    bias = matrices + 2 * K::kMatrices;
+    outputs = inputs + K::kInputs;
+    matrices = outputs + K::kOutputs;
+    bias = memory + 2 * K::kBuffer;
     skip = bias + staged * K::kChannels;
     boundaries = reinterpret_cast<int32_t*>(skip + K::kChannels);
   }

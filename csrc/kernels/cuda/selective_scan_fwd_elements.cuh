@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/common/shared_memory.cuh"
 #include "kernels/cuda/selective_scan_fwd.cuh"
 
 // The element-wise role of the forward scan: one token of a tile, kVector channels. Global loads are issued a
 // tile before their values are needed and row indices two tiles before, so that no value is waited for.
+//
+// What a thread needs of its place (addresses in shared memory, the first channels of its rows) is made
+// opaque once: the compiler would otherwise compute it again in every tile, about a fifth of the loop.
 
 namespace mixture_of_mamba::scan_forward {
 
@@ -19,15 +23,20 @@ struct ElementWise {
   const Shared<K> shared;
   const int token, eighth, staged;
   const ConstRows matrix_rows;  // B or C, of which the thread stages a few states
-  const int32_t matrix_row_bytes;
+  int32_t matrix_row_bytes;
   int32_t valid_rows;
   int32_t boundary[kPlainModalities - 1];  // first rows of modalities 1 .. 3, where there are so few
   int64_t channel;
   int channel_count;  // of this thread's channels, those that exist
+  // Shared addresses of this thread's first float4 of inputs and of outputs, its B or C, its bias and D.
+  uint32_t input_at, output_at, matrix_at, bias_at, skip_at;
+  float matrix_scale;
+  const T *u_at, *dt_at, *z_at, *matrix_from;  // of row 0
+  T* out_at;
 
   struct Row {
     int32_t row, modality;
-    bool exists, valid;  // inside the unit; and not padding
+    uint32_t keep;  // all bits while the row is in the unit and not padding
   };
   Row input_row;
   Channels u, dt, z, output_u;
@@ -54,8 +63,27 @@ struct ElementWise {
     channel_count =
         static_cast<int>(min(static_cast<int64_t>(K::kVector), max(p.channels - channel, int64_t{0})));
     // Channels past the end are read from the last ones and never written.
-    if (channel_count == 0) channel = max(p.channels - K::kVector, int64_t{0});
+    if (!K::kPlain && channel_count == 0) channel = max(p.channels - K::kVector, int64_t{0});
+    const int first = eighth * K::kVector;
+    input_at = shared_address(shared.inputs + token * K::kInputStride + Shared<K>::pair_offset(first / 2));
+    output_at = shared_address(shared.outputs + token * K::kOutputStride + Shared<K>::quad_offset(first / 4) +
+                               first % 4);
+    matrix_at = shared_address(shared.matrices + token * K::kMatrixStride + eighth * K::kGroup);
+    bias_at = shared_address(shared.bias + first);
+    skip_at = shared_address(shared.skip + first);
+    matrix_scale = eighth < 4 ? kLn2 : 1.0f;
+    u_at = static_cast<const T*>(p.u.data) + channel;
+    dt_at = static_cast<const T*>(p.dt.data) + channel;
+    z_at = static_cast<const T*>(p.z.data) + channel;
+    out_at = static_cast<T*>(p.out.data) + channel;
+    matrix_from = static_cast<const T*>(matrix_rows.data) + args.first_state + eighth % 4 * K::kGroup;
+    opaque(input_at), opaque(output_at), opaque(matrix_at), opaque(bias_at), opaque(skip_at);
+    opaque(u_at), opaque(dt_at), opaque(z_at), opaque(out_at), opaque(matrix_from);
+    opaque(matrix_scale), opaque(matrix_row_bytes);
   }
+
+  // Whether this thread's token of a tile is inside the unit.
+  __device__ bool exists(int tile) const { return tile * kTile + token < unit.length; }
 
   // The index as it stands in rows[], for read_row() a tile later.
   __device__ int32_t load_row(int tile) const {
@@ -67,8 +95,7 @@ struct ElementWise {
   __device__ Row read_row(int tile, int32_t raw) const {
     Row row;
     row.row = p.order.clamp_row(raw);
-    row.exists = tile * kTile + token < unit.length;
-    row.valid = row.exists && row.row < valid_rows;
+    row.keep = exists(tile) && row.row < valid_rows ? ~0u : 0u;
     row.modality = 0;
 #pragma unroll
     for (int m = 0; m < kPlainModalities - 1; ++m) row.modality += row.row >= boundary[m];
@@ -82,16 +109,23 @@ struct ElementWise {
     return row;
   }
 
-  // Element `column` of a row. Plain rows are less than 2^31 bytes apart: one multiply-add.
-  __device__ const T* at(const ConstRows& rows, int32_t row_bytes, int32_t row, int64_t column) const {
-    const T* first = static_cast<const T*>(rows.data) + column;
-    if constexpr (!K::kPlain) return first + row * rows.stride;
-    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(first) +
+  // In a row, from its place in row 0. Plain rows are less than 2^31 bytes apart: one multiply-add.
+  template <typename Element>
+  __device__ static Element* at(Element* in_row_0, int64_t stride, int32_t row_bytes, int32_t row) {
+    if constexpr (!K::kPlain) return in_row_0 + row * stride;
+    using Byte = std::conditional_t<std::is_const_v<Element>, const char, char>;
+    return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(in_row_0) +
                                       static_cast<int64_t>(row) * row_bytes);
   }
+  __device__ const T* u_of(int32_t row) const { return at(u_at, p.u.stride, args.row_bytes.u, row); }
+  __device__ const T* dt_of(int32_t row) const { return at(dt_at, p.dt.stride, args.row_bytes.dt, row); }
+  __device__ const T* z_of(int32_t row) const { return at(z_at, p.z.stride, args.row_bytes.z, row); }
+  __device__ T* out_of(int32_t row) const { return at(out_at, p.out.stride, args.row_bytes.out, row); }
+  __device__ const T* matrix_of(int32_t row) const {
+    return at(matrix_from, matrix_rows.stride, matrix_row_bytes, row);
+  }
 
-  __device__ Channels load_channels(const ConstRows& rows, int32_t row_bytes, int32_t row) const {
-    const T* from = at(rows, row_bytes, row, channel);
+  __device__ Channels load_channels(const T* from) const {
     if constexpr (K::kAligned) {
       return load_pack<T, K::kVector, true>(from);
     } else {
@@ -106,14 +140,13 @@ struct ElementWise {
 
   __device__ void load_inputs(const Row& row) {
     input_row = row;
-    const RowBytes& bytes = args.row_bytes;
-    dt = load_channels(p.dt, bytes.dt, row.row);
-    u = load_channels(p.u, bytes.u, row.row);
-    const int state = args.first_state + eighth % 4 * K::kGroup;
-    const T* from = at(matrix_rows, matrix_row_bytes, row.row, state);
+    dt = load_channels(dt_of(row.row));
+    u = load_channels(u_of(row.row));
+    const T* from = matrix_of(row.row);
     if constexpr (K::kAligned) {
       matrix = load_pack<T, K::kGroup, true>(from);
     } else {
+      const int state = args.first_state + eighth % 4 * K::kGroup;
 #pragma unroll
       for (int i = 0; i < K::kGroup; ++i)
         matrix.values[i] = state + i < p.states ? from[i] : from_float<T>(0.0f);
@@ -122,10 +155,9 @@ struct ElementWise {
 
   __device__ void load_outputs(const Row& row) {
     if constexpr (K::kPrepass) return;
-    const RowBytes& bytes = args.row_bytes;
-    output_u =
-        load_channels(p.u, bytes.u, row.row);  // again: a hit in L2 is cheaper than registers for two tiles
-    if (K::kPlain || p.z.data != nullptr) z = load_channels(p.z, bytes.z, row.row);
+    // u again: a hit in L2 is cheaper than registers for two tiles.
+    output_u = load_channels(u_of(row.row));
+    if (K::kPlain || p.z.data != nullptr) z = load_channels(z_of(row.row));
   }
 
   // dt + bias in log2 units. Branches are the same for all threads and stay outside of the loops over
@@ -133,7 +165,8 @@ struct ElementWise {
   __device__ void scaled_dt(float (&delta)[K::kVector]) const {
     to_floats(dt, delta);
     if (K::kAligned || staged > 0) {
-      const float* bias = shared.bias + input_row.modality * K::kChannels + eighth * K::kVector;
+      float bias[K::kVector];
+      load_shared(bias_at + input_row.modality * static_cast<int>(K::kChannels * sizeof(float)), bias);
 #pragma unroll
       for (int i = 0; i < K::kVector; ++i) delta[i] = fmaf(delta[i], kLog2E, bias[i]);
     } else {
@@ -149,58 +182,47 @@ struct ElementWise {
   }
 
   // Padding and what lies past the end may hold anything, NaN too: it gets delta 0, u 0, B 0 and C 0, and the
-  // state passes.
-  __device__ void put_inputs(int buffer) {
-    const bool valid = input_row.valid;
-    keep_if(valid, u, 0u);
-    keep_if(valid, matrix, 0u);
+  // state passes. `buffer` is the byte offset of the buffer.
+  __device__ void put_inputs(uint32_t buffer) {
+    const uint32_t keep = input_row.keep;
+    keep_bits(keep, u, 0u);
+    keep_bits(keep, matrix, 0u);
     // In front of the softplus where there is one: fewer words, and softplus(-inf) is 0.
-    if constexpr (K::kPlain) keep_if(valid, dt, minus_infinities<T>());
+    if constexpr (K::kPlain) keep_bits(keep, dt, minus_infinities<T>());
     float delta[K::kVector], input[K::kVector];
     scaled_dt(delta);
     to_floats(u, input);
     if constexpr (!K::kPlain) {
 #pragma unroll
-      for (int i = 0; i < K::kVector; ++i) delta[i] = valid ? delta[i] : 0.0f;
+      for (int i = 0; i < K::kVector; ++i) delta[i] = keep != 0 ? delta[i] : 0.0f;
     }
-    float* inputs = shared.inputs + buffer * K::kInputs + token * K::kInputStride;
+    const uint32_t inputs = input_at + buffer;
 #pragma unroll
     for (int i = 0; i < K::kVector; i += 2) {
-      *reinterpret_cast<float4*>(inputs + Shared<K>::pair_offset((eighth * K::kVector + i) / 2)) =
-          make_float4(delta[i], delta[i] * input[i], delta[i + 1], delta[i + 1] * input[i + 1]);
+      // Pairs of a thread differ in the low bits of their place, which the swizzle's bits are added to by
+      // xor.
+      store_shared(inputs ^ (i / 2 * 16),
+                   make_float4(delta[i], delta[i] * input[i], delta[i + 1], delta[i + 1] * input[i + 1]));
     }
-    const float scale = eighth < 4 ? kLn2 : 1.0f;
     float values[K::kGroup];
     to_floats(matrix, values);
-    float* matrices = shared.matrices + buffer * K::kMatrices + token * K::kMatrixStride + eighth * K::kGroup;
-    if constexpr (K::kGroup == 2) {
-      *reinterpret_cast<float2*>(matrices) = make_float2(values[0] * scale, values[1] * scale);
-    } else {
 #pragma unroll
-      for (int i = 0; i < K::kGroup; i += 4) {
-        *reinterpret_cast<float4*>(matrices + i) = make_float4(values[i] * scale, values[i + 1] * scale,
-                                                               values[i + 2] * scale, values[i + 3] * scale);
-      }
-    }
+    for (int i = 0; i < K::kGroup; ++i) values[i] *= matrix_scale;
+    store_shared(matrix_at + buffer, values);
   }
 
-  __device__ void take_outputs(int buffer, float (&y)[K::kVector]) const {
-    const float* outputs = shared.outputs + buffer * K::kOutputs + token * K::kOutputStride;
+  __device__ void take_outputs(uint32_t buffer, float (&y)[K::kVector]) const {
+    const uint32_t outputs = output_at + buffer;
 #pragma unroll
     for (int part = 0; part < K::kGroup; ++part) {
 #pragma unroll
       for (int i = 0; i < K::kVector; i += 4) {
-        const int first = eighth * K::kVector + i;
-        const float* from = outputs + part * K::kPartStride + Shared<K>::quad_offset(first / 4) + first % 4;
-        if constexpr (K::kVector >= 4) {
-          const float4 quad = *reinterpret_cast<const float4*>(from);
-          y[i] = part == 0 ? quad.x : y[i] + quad.x, y[i + 1] = part == 0 ? quad.y : y[i + 1] + quad.y;
-          y[i + 2] = part == 0 ? quad.z : y[i + 2] + quad.z,
-                y[i + 3] = part == 0 ? quad.w : y[i + 3] + quad.w;
-        } else {
-          const float2 pair = *reinterpret_cast<const float2*>(from);
-          y[i] = part == 0 ? pair.x : y[i] + pair.x, y[i + 1] = part == 0 ? pair.y : y[i + 1] + pair.y;
-        }
+        constexpr int kWidth = K::kVector < 4 ? K::kVector : 4;
+        float values[kWidth];
+        load_shared((outputs ^ (i / 4 * 16)) + part * static_cast<int>(K::kPartStride * sizeof(float)),
+                    values);
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) y[i + k] = part == 0 ? values[k] : y[i + k] + values[k];
       }
     }
   }
@@ -218,24 +240,26 @@ struct ElementWise {
     return args.last_launch;
   }
 
-  __device__ void put_outputs(const Row& row, float (&y)[K::kVector]) const {
+  __device__ void put_outputs(int tile, const Row& row, float (&y)[K::kVector]) const {
+    const bool wanted = tile >= 0 && exists(tile);
     if constexpr (!K::kPlain) {
-      if (!row.exists || channel_count == 0 || !add_launches(row, y)) return;
+      if (!wanted || channel_count == 0 || !add_launches(row, y)) return;
     }
-    float factor[K::kVector];
+    float factor[K::kVector], skip[K::kVector];
     to_floats(output_u, factor);
+    load_shared(skip_at, skip);
 #pragma unroll
-    for (int i = 0; i < K::kVector; ++i) y[i] = fmaf(shared.skip[eighth * K::kVector + i], factor[i], y[i]);
+    for (int i = 0; i < K::kVector; ++i) y[i] = fmaf(skip[i], factor[i], y[i]);
     if (K::kPlain || p.z.data != nullptr) {
       to_floats(z, factor);
 #pragma unroll
       for (int i = 0; i < K::kVector; ++i) y[i] *= silu_fast<T>(factor[i]);
     }
     Channels out = from_floats<T>(y);
-    keep_if(row.valid, out, 0u);
-    T* to = const_cast<T*>(at({p.out.data, p.out.stride}, args.row_bytes.out, row.row, channel));
+    keep_bits(row.keep, out, 0u);
+    T* to = out_of(row.row);
     if constexpr (K::kPlain) {
-      if (row.exists) store_pack<T, K::kVector, true>(to, out);
+      if (wanted) store_pack<T, K::kVector, true>(to, out);
     } else if constexpr (K::kAligned) {
       store_pack<T, K::kVector, true>(to, out);
     } else {
@@ -251,10 +275,10 @@ struct ElementWise {
   __device__ void prefetch(int32_t raw) const {
     const int32_t row = p.order.clamp_row(raw);
     const auto line = [](const T* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); };
-    line(at(p.dt, args.row_bytes.dt, row, channel));
-    line(at(p.u, args.row_bytes.u, row, channel));
-    if (!K::kPrepass && (K::kPlain || p.z.data != nullptr)) line(at(p.z, args.row_bytes.z, row, channel));
-    if (eighth % 4 == 0) line(at(matrix_rows, matrix_row_bytes, row, args.first_state));
+    line(dt_of(row));
+    line(u_of(row));
+    if (!K::kPrepass && (K::kPlain || p.z.data != nullptr)) line(z_of(row));
+    if (eighth % 4 == 0) line(matrix_of(row));
   }
 
   // Iteration i: inputs of tile i + 1, outputs of tile i - 1, loads for tile i + 2.
@@ -268,14 +292,15 @@ struct ElementWise {
     load_inputs(next);
     if constexpr (!K::kPrepass) output_u = z = Channels{};
     __syncthreads();
+    uint32_t other = 0;
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
-      const int other = (tile & 1) ^ 1;
+      other = K::kBufferBytes - other;
       put_inputs(other);
       if constexpr (!K::kPrepass) {
         // Of the first tile there is nothing yet, and nothing is stored.
         take_outputs(other, y);
-        put_outputs(done, y);
+        put_outputs(tile - 1, done, y);
       }
       done = current, current = next, next = read_row(tile + 2, raw_next);
       raw_next = raw_after, raw_after = load_row(tile + 4);
@@ -285,8 +310,8 @@ struct ElementWise {
       __syncthreads();
     }
     if (K::kPrepass) return;
-    take_outputs((tiles - 1) & 1, y);
-    put_outputs(done, y);
+    take_outputs(K::kBufferBytes - other, y);
+    put_outputs(tiles - 1, done, y);
   }
 };
 

@@ -11,7 +11,7 @@ namespace mixture_of_mamba::scan_forward {
 template <typename K>
 __global__ void __launch_bounds__(kThreads, K::kMinBlocks)
     scan_kernel(const __grid_constant__ ForwardArgs args) {
-  extern __shared__ __align__(16) float memory[];
+  extern __shared__ __align__(64) float memory[];
   const SelectiveScanForwardParams& p = args.params;
   const int unit_index = blockIdx.x / args.channel_blocks;
   const int64_t block_channel = static_cast<int64_t>(blockIdx.x % args.channel_blocks) * K::kChannels;

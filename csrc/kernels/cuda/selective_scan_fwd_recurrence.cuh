@@ -185,10 +185,10 @@ struct Recurrence {
     if (tiles > 0) __syncthreads();
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
-      const int buffer = tile & 1;
-      const float* inputs = shared.inputs + buffer * K::kInputs;
-      const float* matrices = shared.matrices + buffer * K::kMatrices;
-      float* outputs = shared.outputs + buffer * K::kOutputs + output_offset;
+      const int buffer = (tile & 1) * K::kBuffer;
+      const float* inputs = shared.inputs + buffer;
+      const float* matrices = shared.matrices + buffer;
+      float* outputs = shared.outputs + buffer + output_offset;
       if (checkpoints != nullptr) put_states(checkpoints, unit.slot + tile);
       if constexpr (kC == 1) {
         walk_tile_of_few_warps(inputs, matrices, outputs);

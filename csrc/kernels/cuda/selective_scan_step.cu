@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A thread holds 4 states of one channel, kLanes neighbouring threads a channel, and goes through its
-// sequences kSequences at a time, so that as many state loads are in flight. A stays in registers; a warp
-// reads states in whole lines. y is summed over the lanes by shuffles.
+// A thread holds 8 states of one channel, kLanes neighbouring threads a channel (2 with 16 states), and goes
+// through its sequences one by one. The next one's states and token are loaded while this one is computed,
+// and kept as they are in memory until then: what counts is how many bytes are on their way. A stays in
+// registers; a warp reads states in whole sectors. y is summed over the lanes by shuffles.
 //
-// Grid    (channels * kLanes / kThreads, sequences / kSequences). No shared memory, no barrier.
+// Grid    (channels * kLanes / kThreads, as many sequences as fit at once). No shared memory, no barrier.
 // Cost    per (sequence, channel) with 16 states: 64 bytes read, 64 written, and a token's activations. HBM
 // is
 //         the bound.
@@ -14,172 +15,235 @@
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/fast_math.cuh"
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/device_info.h"
 
 namespace mixture_of_mamba {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kStates = 4;     // of a thread
-constexpr int kSequences = 2;  // more would cost registers, and with them other warps
-constexpr int kMostLanes = 32;
+constexpr int kThreads = 128;
+constexpr int kBlocks = 7;  // of a multiprocessor
+constexpr int kQuad = 4;    // states in a word
+constexpr int kMostStates = 128;
+constexpr int kBiases = 4;       // rows of dt_bias in registers; of more, each token loads its own
 constexpr int64_t kLongest = 4;  // tokens; a longer walk is the tiled kernels' work
 constexpr int64_t kMostRows = 65535;
 
 template <typename T>
-__device__ __forceinline__ float element(const ConstRows& rows, int32_t row, int64_t column) {
-  return to_float(static_cast<const T*>(rows.data)[row * rows.stride + column]);
+__device__ __forceinline__ T element(const ConstRows& rows, int32_t row, int64_t column) {
+  return static_cast<const T*>(rows.data)[row * rows.stride + column];
 }
 
-template <typename T, int kLanes>
+// One of the kLanes threads of a channel: it has kQuads quads of states, every kLanes-th one.
+// kWide: all of them exist, and they, B and C lie in whole aligned words.
+template <typename T, int kLanes, int kQuads, bool kWide>
 struct Lane {
+  static constexpr int kStates = kQuads * kQuad;
+  using Matrix = Pack<T, kQuad>;
   const SelectiveScanForwardParams& p;
   const int64_t channel;
-  const int64_t state;     // the first of this thread's
-  const bool exists;       // the channel
-  const bool whole_words;  // every thread has 4 states, 16 bytes at an aligned address
-  float A[kStates], skip;
+  const int lane;
+  const bool exists;  // the channel
+  const int32_t valid_rows;
+  float A[kStates], skip, bias[kBiases];
+  int32_t first_row[kBiases - 1];  // of modality 1, 2, 3
 
-  __device__ int64_t offset(int64_t sequence) const {
-    return (sequence * p.channels + channel) * p.states + state;
+  __device__ Lane(const SelectiveScanForwardParams& p_, int64_t thread)
+      : p(p_),
+        channel(thread / kLanes),
+        lane(thread % kLanes),
+        exists(channel < p.channels),
+        valid_rows(p.order.offsets != nullptr ? p.order.offsets[p.order.modalities] : INT32_MAX) {
+    load(p.A, channel * p.states, A);
+    skip = p.D != nullptr && exists ? static_cast<const float*>(p.D)[channel] : 0.0f;
+    const bool several = p.order.offsets != nullptr && p.bias_modalities > 1;
+#pragma unroll
+    for (int m = 0; m < kBiases; ++m) {
+      const bool has = p.dt_bias != nullptr && exists && m < p.bias_modalities;
+      bias[m] = has ? static_cast<const float*>(p.dt_bias)[m * p.channels + channel] : 0.0f;
+      if (m > 0) first_row[m - 1] = several && m < p.bias_modalities ? p.order.offsets[m] : INT32_MAX;
+    }
   }
+
+  __device__ int state(int quad) const { return (quad * kLanes + lane) * kQuad; }
+  // Of the channel's states of a sequence.
+  __device__ int64_t offset(int64_t sequence) const { return (sequence * p.channels + channel) * p.states; }
 
   __device__ void load(const void* from, int64_t at, float (&to)[kStates]) const {
     const float* values = static_cast<const float*>(from) + at;
-    if (from != nullptr && exists && whole_words) {
-      const float4 four = *reinterpret_cast<const float4*>(values);
-      to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
-      return;
-    }
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) {
-      to[s] = from != nullptr && exists && state + s < p.states ? values[s] : 0.0f;
+    for (int q = 0; q < kQuads; ++q) {
+      if constexpr (kWide) {
+        const bool has = from != nullptr && exists;
+        const float4 four =
+            has ? *reinterpret_cast<const float4*>(values + state(q)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        to[4 * q] = four.x, to[4 * q + 1] = four.y, to[4 * q + 2] = four.z, to[4 * q + 3] = four.w;
+      } else {
+#pragma unroll
+        for (int s = 0; s < kQuad; ++s) {
+          const bool has = from != nullptr && exists && state(q) + s < p.states;
+          to[4 * q + s] = has ? values[state(q) + s] : 0.0f;
+        }
+      }
     }
   }
 
   __device__ void store(void* to, int64_t at, const float (&from)[kStates]) const {
     float* values = static_cast<float*>(to) + at;
     if (!exists) return;
-    if (whole_words) {
-      *reinterpret_cast<float4*>(values) = make_float4(from[0], from[1], from[2], from[3]);
-      return;
-    }
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) {
-      if (state + s < p.states) values[s] = from[s];
+    for (int q = 0; q < kQuads; ++q) {
+      if constexpr (kWide) {
+        *reinterpret_cast<float4*>(values + state(q)) =
+            make_float4(from[4 * q], from[4 * q + 1], from[4 * q + 2], from[4 * q + 3]);
+      } else {
+#pragma unroll
+        for (int s = 0; s < kQuad; ++s) {
+          if (state(q) + s < p.states) values[state(q) + s] = from[4 * q + s];
+        }
+      }
     }
   }
 
-  // What a token brings. Padding may hold anything; its values are loaded and not used.
+  __device__ Matrix load_quad(const ConstRows& rows, int32_t row, int quad) const {
+    if constexpr (kWide) {
+      return load_pack<T, kQuad, true>(static_cast<const T*>(rows.data) + row * rows.stride + state(quad));
+    } else {
+      Matrix four;
+#pragma unroll
+      for (int s = 0; s < kQuad; ++s) {
+        const bool has = state(quad) + s < p.states;
+        four.values[s] = has ? element<T>(rows, row, state(quad) + s) : from_float<T>(0.0f);
+      }
+      return four;
+    }
+  }
+
+  // What a token brings, as it is in memory. Padding may hold anything; its values are loaded and not used.
   struct Token {
     int32_t row;
-    bool padding;
-    float u, dt, z, B[kStates], C[kStates];
+    T u, dt, z;
+    Matrix B[kQuads], C[kQuads];
   };
 
   __device__ Token load_token(int64_t time) const {
     Token token;
     const int32_t row = token.row = p.order.row_of(time);
     const int64_t column = exists ? channel : 0;
-    token.padding = p.order.is_padding(row);
     token.u = element<T>(p.u, row, column);
     token.dt = element<T>(p.dt, row, column);
-    token.z = p.z.data != nullptr ? element<T>(p.z, row, column) : 0.0f;
+    token.z = p.z.data != nullptr ? element<T>(p.z, row, column) : from_float<T>(0.0f);
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) {
-      const bool has = state + s < p.states;
-      token.B[s] = has ? element<T>(p.B, row, state + s) : 0.0f;
-      token.C[s] = has ? element<T>(p.C, row, state + s) : 0.0f;
-    }
-    if (p.dt_bias != nullptr) {
-      const int32_t modality = p.bias_modalities > 1 && !token.padding ? p.order.modality_of_row(row) : 0;
-      token.dt += static_cast<const float*>(p.dt_bias)[modality * p.channels + column];
-    }
+    for (int q = 0; q < kQuads; ++q) token.B[q] = load_quad(p.B, row, q), token.C[q] = load_quad(p.C, row, q);
     return token;
+  }
+
+  __device__ float bias_of(int32_t row) const {
+    if (p.bias_modalities > kBiases && p.dt_bias != nullptr) {
+      const int32_t modality = row < valid_rows ? p.order.modality_of_row(row) : 0;
+      return static_cast<const float*>(p.dt_bias)[modality * p.channels + (exists ? channel : 0)];
+    }
+    float value = bias[0];
+#pragma unroll
+    for (int m = 1; m < kBiases; ++m) value = row >= first_row[m - 1] ? bias[m] : value;
+    return value;
   }
 
   // All lanes of a channel come here together.
   __device__ void step(const Token& token, float (&h)[kStates]) const {
-    const float delta = p.softplus ? softplus2<T>(token.dt * kLog2E) : token.dt * kLog2E;
-    const float input = delta * token.u * kLn2;
+    const bool padding = token.row >= valid_rows;
+    const float u = to_float(token.u), dt = to_float(token.dt) + bias_of(token.row);
+    const float delta = p.softplus ? softplus2<T>(dt * kLog2E) : dt * kLog2E;
+    const float input = delta * u * kLn2;
     float y = 0.0f;
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) {
-      const float next = fmaf(ex2(delta * A[s]), h[s], input * token.B[s]);
-      h[s] = token.padding ? h[s] : next;
-      y = fmaf(h[s], token.C[s], y);
+    for (int q = 0; q < kQuads; ++q) {
+      float B[kQuad], C[kQuad];
+      to_floats(token.B[q], B);
+      to_floats(token.C[q], C);
+#pragma unroll
+      for (int s = 0; s < kQuad; ++s) {
+        float& state = h[4 * q + s];
+        const float next = fmaf(ex2(delta * A[4 * q + s]), state, input * B[s]);
+        state = padding ? state : next;
+        y = fmaf(state, C[s], y);
+      }
     }
 #pragma unroll
-    for (int lane = kLanes / 2; lane > 0; lane /= 2) y += __shfl_xor_sync(~0u, y, lane);
-    if (state != 0 || !exists) return;
-    y = fmaf(skip, token.u, y);
-    if (p.z.data != nullptr) y *= silu_fast<T>(token.z);
-    static_cast<T*>(p.out.data)[token.row * p.out.stride + channel] = from_float<T>(token.padding ? 0.0f : y);
+    for (int other = kLanes / 2; other > 0; other /= 2) y += __shfl_xor_sync(~0u, y, other);
+    if (lane != 0 || !exists) return;
+    y = fmaf(skip, u, y);
+    if (p.z.data != nullptr) y *= silu_fast<T>(to_float(token.z));
+    static_cast<T*>(p.out.data)[token.row * p.out.stride + channel] = from_float<T>(padding ? 0.0f : y);
   }
 };
 
-template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads, 4)
-    step_kernel(const __grid_constant__ SelectiveScanForwardParams p, const bool whole_words) {
-  const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t channel = thread / kLanes;
-  Lane<T, kLanes> lane{p, channel, thread % kLanes * kStates, channel < p.channels, whole_words, {}, 0.0f};
-  lane.load(p.A, channel * p.states + lane.state, lane.A);
-  if (p.D != nullptr && lane.exists) lane.skip = static_cast<const float*>(p.D)[channel];
-  const int64_t length = p.order.length;
-  for (int64_t first = static_cast<int64_t>(blockIdx.y) * kSequences; first < p.order.sequences;
-       first += static_cast<int64_t>(gridDim.y) * kSequences) {
-    float h[kSequences][kStates];
-#pragma unroll
-    for (int k = 0; k < kSequences; ++k) {
-      lane.load(first + k < p.order.sequences ? p.initial_state : nullptr, lane.offset(first + k), h[k]);
-    }
-    for (int64_t t = 0; t < length; ++t) {
-      const int64_t position = p.reverse ? length - 1 - t : t;
-      typename Lane<T, kLanes>::Token tokens[kSequences];
-#pragma unroll
-      for (int k = 0; k < kSequences; ++k) {
-        const int64_t sequence = min(first + k, p.order.sequences - 1);
-        tokens[k] = lane.load_token(sequence * length + position);
-      }
-#pragma unroll
-      for (int k = 0; k < kSequences; ++k) {
-        if (first + k < p.order.sequences) lane.step(tokens[k], h[k]);
-      }
-    }
-    if (p.final_state == nullptr) continue;
-#pragma unroll
-    for (int k = 0; k < kSequences; ++k) {
-      if (first + k < p.order.sequences) lane.store(p.final_state, lane.offset(first + k), h[k]);
-    }
+// While a sequence is computed, the next one's states and first token are on their way.
+template <typename T, int kLanes, int kQuads, bool kWide>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    step_kernel(const __grid_constant__ SelectiveScanForwardParams p) {
+  using ThisLane = Lane<T, kLanes, kQuads, kWide>;
+  struct One {
+    float h[ThisLane::kStates];
+    typename ThisLane::Token token;
+  };
+  const ThisLane lane(p, blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x);
+  const int64_t length = p.order.length, sequences = p.order.sequences;
+  const auto load_token = [&](int64_t sequence, int64_t t) {
+    return lane.load_token(sequence * length + (p.reverse ? length - 1 - t : t));
+  };
+  const auto load = [&](One& one, int64_t sequence) {
+    lane.load(p.initial_state, lane.offset(sequence), one.h);
+    one.token = load_token(sequence, 0);
+  };
+  One now;
+  load(now, blockIdx.y);
+#pragma unroll 1
+  for (int64_t sequence = blockIdx.y; sequence < sequences; sequence += gridDim.y) {
+    One next;
+    load(next, min(sequence + gridDim.y, sequences - 1));
+    lane.step(now.token, now.h);
+#pragma unroll 1
+    for (int64_t t = 1; t < length; ++t) lane.step(load_token(sequence, t), now.h);
+    if (p.final_state != nullptr) lane.store(p.final_state, lane.offset(sequence), now.h);
+    now = next;
   }
 }
 
-template <typename T, int kLanes>
+template <typename T, int kLanes, int kQuads>
 int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
-  const auto aligned = [](const void* data) { return is_aligned_to(data, 16); };
-  const bool whole_words =
-      p.states == kLanes * kStates && aligned(p.A) && aligned(p.initial_state) && aligned(p.final_state);
-  const int64_t rows = std::min(ceil_div(p.order.sequences, kSequences), kMostRows);
-  const dim3 grid(grid_blocks(p.channels * kLanes, kThreads), static_cast<unsigned>(rows));
-  step_kernel<T, kLanes><<<grid, kThreads, 0, stream>>>(p, whole_words);
+  const auto state = [](const void* data) { return is_aligned_to(data, 16); };
+  const auto matrix = [](const ConstRows& rows) {
+    constexpr int64_t kBytes = kQuad * sizeof(T);
+    return is_aligned_to(rows.data, kBytes) && rows.stride % kQuad == 0;
+  };
+  const bool wide = p.states == kLanes * kQuads * kQuad && state(p.A) && state(p.initial_state) &&
+                    state(p.final_state) && matrix(p.B) && matrix(p.C);
+  const unsigned columns = grid_blocks(p.channels * kLanes, kThreads);
+  const int64_t at_once = std::max<int64_t>(1, int64_t{kBlocks} * multiprocessors_cuda() / columns);
+  const dim3 grid(columns, static_cast<unsigned>(std::min({p.order.sequences, at_once, kMostRows})));
+  if (wide) {
+    step_kernel<T, kLanes, kQuads, true><<<grid, kThreads, 0, stream>>>(p);
+  } else {
+    step_kernel<T, kLanes, kQuads, false><<<grid, kThreads, 0, stream>>>(p);
+  }
   return cudaGetLastError();
 }
 
 template <typename T>
 int launch_lanes(const SelectiveScanForwardParams& p, CUstream_st* stream) {
-  if (p.states <= 4) return launch<T, 1>(p, stream);
-  if (p.states <= 8) return launch<T, 2>(p, stream);
-  if (p.states <= 16) return launch<T, 4>(p, stream);
-  if (p.states <= 32) return launch<T, 8>(p, stream);
-  if (p.states <= 64) return launch<T, 16>(p, stream);
-  return launch<T, kMostLanes>(p, stream);
+  if (p.states <= 4) return launch<T, 1, 1>(p, stream);
+  if (p.states <= 8) return launch<T, 1, 2>(p, stream);
+  if (p.states <= 16) return launch<T, 2, 2>(p, stream);
+  if (p.states <= 32) return launch<T, 4, 2>(p, stream);
+  if (p.states <= 64) return launch<T, 8, 2>(p, stream);
+  return launch<T, 16, 2>(p, stream);
 }
 
 }  // namespace
 
 bool scan_step_supports(const SelectiveScanForwardParams& p) {
   return p.order.cu_seqlens == nullptr && p.checkpoints == nullptr && p.order.length >= 1 &&
-         p.order.length <= kLongest && p.states >= 1 && p.states <= kMostLanes * kStates;
+         p.order.length <= kLongest && p.states >= 1 && p.states <= kMostStates;
 }
 
 int launch_scan_step(const SelectiveScanForwardParams& p, CUstream_st* stream) {

@@ -114,6 +114,12 @@ void require_device(const char* op, const char* name, const Tensor& tensor, cons
           device_of(tensor));
 }
 
+void require_in_place(const char* op, const char* name, const Tensor& state, Dtype dtype) {
+  require(state.scalar_type() == dtype && state.is_contiguous(), op, name,
+          " is updated in place and must be contiguous ", name_of(dtype), ", got ",
+          state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
+}
+
 void require_shape(const char* op, const char* name, const Tensor& tensor,
                    std::initializer_list<int64_t> sizes, const char* rule) {
   bool same = tensor.dim() == static_cast<int64_t>(sizes.size());

@@ -45,15 +45,15 @@ Block block_grad_ssm_state(const BlockInputs& in, const OptionalTensor& grad) {
   return grad_state(in, "grad_ssm_state", grad, in.inner, in.states, "[sequences, d_inner, d_state]", in.acc);
 }
 
-void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& gated,
+void check_kept(const BlockInputs& in, const Tensor& xz, const Tensor& x_dbl, const Tensor& u,
                 const Tensor& checkpoints) {
   const bool right =
       is(xz, {in.tokens, 2 * in.inner}, in.io) && is(x_dbl, {in.tokens, in.rank + 2 * in.states}, in.io) &&
-      (checkpoints.numel() == 0 || (is(checkpoints, {in.slots(), in.inner, in.states}, in.acc) &&
-                                    is(gated, {in.tokens, in.inner}, in.io)));
-  require(right, in.op, "xz, x_dbl, gated and checkpoints must be what mamba_block returned with keep, got ",
-          shape_of(xz), ", ", shape_of(x_dbl), ", ", shape_of(gated), " and ", shape_of(checkpoints));
-  for (const Tensor* tensor : {&xz, &x_dbl, &gated, &checkpoints}) {
+      (checkpoints.numel() == 0 ||
+       (is(checkpoints, {in.slots(), in.inner, in.states}, in.acc) && is(u, {in.tokens, in.inner}, in.io)));
+  require(right, in.op, "xz, x_dbl, u and checkpoints must be what mamba_block returned with keep, got ",
+          shape_of(xz), ", ", shape_of(x_dbl), ", ", shape_of(u), " and ", shape_of(checkpoints));
+  for (const Tensor* tensor : {&xz, &x_dbl, &u, &checkpoints}) {
     require_device(in.op, "what mamba_block returned", *tensor, "x", in.input);
   }
 }

@@ -264,7 +264,7 @@ def test_steps():
     refuses("selective_scan_step", f"{message} strided float32", scan_step, randn(2, 4, 12).transpose(1, 2))
     message = "state must have shape [sequences, channels, states] = [2, 12, 4], got [1, 12, 4]"
     refuses("selective_scan_step", message, scan_step, randn(1, 12, 4))
-    message = "state is updated in place and must be contiguous with the dtype of x (float32), got"
+    message = "state is updated in place and must be contiguous float32, got"
     refuses("causal_conv1d_step", f"{message} contiguous float16", conv_step, randn(2, 3, 12).half())
     refuses("causal_conv1d_step", f"{message} strided float32", conv_step, randn(2, 12, 3).transpose(1, 2))
     message = "state must have shape [sequences, width - 1, channels] = [2, 3, 12], got [2, 2, 12]"

@@ -23,13 +23,18 @@ IN_PROJ, X_PROJ = 2 * TOKENS * 10 * 24, 2 * TOKENS * 12 * (3 + 2 * 4)
 DT_PROJ, OUT_PROJ = 2 * TOKENS * 3 * 12, 2 * TOKENS * 12 * 10
 PRODUCTS = IN_PROJ + X_PROJ + DT_PROJ + OUT_PROJ
 BLOCK = PRODUCTS + CONV + SCAN
-BLOCK_BACKWARD = 2 * PRODUCTS + 3 * CONV + 2 * SCAN + (CONV + DT_PROJ)  # u and dt are made again
+BLOCK_BACKWARD = 2 * PRODUCTS + 3 * CONV + 2 * SCAN + DT_PROJ  # dt is made again
 CASES = {
     "selective_scan": (mom.selective_scan, scan_arguments, SCAN, SCAN + 2 * SCAN),
     "causal_conv1d": (mom.causal_conv1d, conv_arguments, CONV, CONV + 3 * CONV),
     "grouped_linear": (mom.grouped_linear, linear_arguments, LINEAR, LINEAR + 2 * LINEAR),
     "mamba_block": (mom.mamba_block, block_arguments, BLOCK, BLOCK + BLOCK_BACKWARD),
-    "mamba_block, lean": (mom.mamba_block, partial(block_arguments, lean=True), BLOCK, BLOCK + BLOCK_BACKWARD + SCAN),
+    "mamba_block, lean": (
+        mom.mamba_block,
+        partial(block_arguments, lean=True),
+        BLOCK,
+        BLOCK + BLOCK_BACKWARD + CONV + SCAN,
+    ),
 }
 
 

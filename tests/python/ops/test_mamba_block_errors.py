@@ -136,7 +136,7 @@ def test_calls(change, message):
         mom.mamba_block(**{**block_arguments(), **change})
 
 
-KEPT = "xz, x_dbl, gated and checkpoints must be what mamba_block returned with keep, got "
+KEPT = "xz, x_dbl, u and checkpoints must be what mamba_block returned with keep, got "
 BACKWARD = {
     "grad_y": (
         {"grad_y": randn(2, 37, 12)},
@@ -154,7 +154,7 @@ BACKWARD = {
     ),
     "grad_ssm_state int": ({"grad_ssm_state": integers(2, 12, 4)}, f"grad_ssm_state {FLOAT} int32"),
     "not kept": (
-        {"xz": randn(0), "x_dbl": randn(0), "gated": randn(0), "checkpoints": randn(0)},
+        {"xz": randn(0), "x_dbl": randn(0), "u": randn(0), "checkpoints": randn(0)},
         f"{KEPT}[0], [0], [0] and [0]",
     ),
     "xz of another shape": ({"xz": randn(24, 74)}, f"{KEPT}[24, 74], [74, 11], [74, 12] and [6, 12, 4]"),
@@ -163,17 +163,15 @@ BACKWARD = {
     "x_dbl": ({"x_dbl": randn(74, 12)}, f"{KEPT}[74, 24], [74, 12], [74, 12] and [6, 12, 4]"),
     "checkpoints": ({"checkpoints": randn(5, 12, 4)}, f"{KEPT}[74, 24], [74, 11], [74, 12] and [5, 12, 4]"),
     "checkpoints in half": ({"checkpoints": randn(6, 12, 4).half()}, KEPT),
-    "checkpoints alone": ({"gated": randn(0)}, f"{KEPT}[74, 24], [74, 11], [0] and [6, 12, 4]"),
+    "checkpoints alone": ({"u": randn(0)}, f"{KEPT}[74, 24], [74, 11], [0] and [6, 12, 4]"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BACKWARD.values(), ids=BACKWARD)
 def test_backward(change, message):
     arguments = block_arguments()
-    *_, xz, x_dbl, gated, checkpoints = OPS.mamba_block.default(
-        *operator_arguments("mamba_block", arguments, keep=True)
-    )
-    kept = {"xz": xz, "x_dbl": x_dbl, "gated": gated, "checkpoints": checkpoints}
+    *_, xz, x_dbl, u, checkpoints = OPS.mamba_block.default(*operator_arguments("mamba_block", arguments, keep=True))
+    kept = {"xz": xz, "x_dbl": x_dbl, "u": u, "checkpoints": checkpoints}
     given = {**arguments, **kept, "grad_y": randn(2, 37, 10), "needs": 31, **change}
     with pytest.raises(RuntimeError, match=re.escape(f"mixture_of_mamba::mamba_block_backward: {message}")):
         OPS.mamba_block_backward.default(*operator_arguments("mamba_block_backward", given))

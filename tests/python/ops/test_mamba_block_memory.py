@@ -143,10 +143,8 @@ def test_one_frozen_modality(device):
 def test_needs_are_what_the_operator_computes(device, bit):
     """What is not asked for costs nothing: an empty tensor or list, and the others do not change."""
     arguments = block_arguments(device=device)
-    y, *_, xz, x_dbl, gated, checkpoints = OPS.mamba_block.default(
-        *operator_arguments("mamba_block", arguments, keep=True)
-    )
-    kept = {"xz": xz, "x_dbl": x_dbl, "gated": gated, "checkpoints": checkpoints, "grad_y": cotangent(y)}
+    y, *_, xz, x_dbl, u, checkpoints = OPS.mamba_block.default(*operator_arguments("mamba_block", arguments, keep=True))
+    kept = {"xz": xz, "x_dbl": x_dbl, "u": u, "checkpoints": checkpoints, "grad_y": cotangent(y)}
 
     def gradients(needs):
         return OPS.mamba_block_backward.default(

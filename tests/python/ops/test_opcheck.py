@@ -233,7 +233,7 @@ def test_mamba_block_with_some_gradients(device, frozen):
 def test_mamba_block_backward(device, variation, needs):
     arguments = checked_block_arguments(variation, device, lean=needs == 0)
     y, conv_state, ssm_state, *kept = OPS.mamba_block.default(*operator_arguments("mamba_block", arguments, keep=True))
-    more = dict(zip(("xz", "x_dbl", "gated", "checkpoints"), kept, strict=True))
+    more = dict(zip(("xz", "x_dbl", "u", "checkpoints"), kept, strict=True))
     more |= {"grad_y": cotangent(y), "needs": needs}
     if needs:
         more |= {"grad_conv_state": cotangent(conv_state), "grad_ssm_state": cotangent(ssm_state)}

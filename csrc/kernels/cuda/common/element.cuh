@@ -90,18 +90,18 @@ __device__ __forceinline__ Pack<T, kCount> from_floats(const float (&from)[kCoun
 
 // Two elements, or one of 32 bits, as a word: minus infinity.
 template <typename T>
-constexpr uint32_t minus_infinities() {
+__device__ constexpr uint32_t minus_infinities() {
   return sizeof(T) == 4 ? 0xff800000u : std::is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
 }
 
-// Every word of `pack` becomes `word` unless `keep`.
+// Where a bit of `keep` is 0, that bit of every word of `pack` becomes the one of `word`.
 template <typename T, int kCount>
-__device__ __forceinline__ void keep_if(bool keep, Pack<T, kCount>& pack, uint32_t word) {
+__device__ __forceinline__ void keep_bits(uint32_t keep, Pack<T, kCount>& pack, uint32_t word) {
   static_assert(kCount * sizeof(T) % 4 == 0, "whole words");
 #pragma unroll
   for (int i = 0; i < kCount * static_cast<int>(sizeof(T)) / 4; ++i) {
     uint32_t& own = reinterpret_cast<uint32_t*>(pack.values)[i];
-    own = keep ? own : word;
+    own = (own & keep) | (word & ~keep);
   }
 }
 

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+// Shared memory by 32-bit address, for code that computes its addresses once and not at each use.
+
+namespace mixture_of_mamba {
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// The compiler no longer knows how the value came about, so it keeps it instead of computing it again.
+__device__ __forceinline__ void opaque(uint32_t& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void opaque(int32_t& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void opaque(float& value) { asm volatile("" : "+f"(value)); }
+template <typename T>
+__device__ __forceinline__ void opaque(T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+
+__device__ __forceinline__ void store_shared(uint32_t at, const float4& v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+
+// kCount floats, 2 or a multiple of 4, at an address aligned to as many bytes (at most 16).
+template <int kCount>
+__device__ __forceinline__ void store_shared(uint32_t at, const float (&from)[kCount]) {
+  if constexpr (kCount == 2) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(from[0]), "f"(from[1]) : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      store_shared(at + i * 4, make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]));
+    }
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ void load_shared(uint32_t at, float (&to)[kCount]) {
+  if constexpr (kCount == 2) {
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(to[0]), "=f"(to[1]) : "r"(at) : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(to[i]), "=f"(to[i + 1]), "=f"(to[i + 2]), "=f"(to[i + 3])
+                   : "r"(at + i * 4)
+                   : "memory");
+    }
+  }
+}
+
+}  // namespace mixture_of_mamba
