@@ -85,7 +85,7 @@ def test_refuses_gradients(device):
 
 
 @pytest.mark.parametrize(
-    "name, change, message",
+    ("name", "change", "message"),
     [
         (
             "conv_state",
