@@ -75,4 +75,5 @@ def modality_losses(logits: Tensor, labels: Tensor, label_modality: Tensor, num_
     z = torch.where(counted, log_z.square(), 0)
     modalities = torch.arange(num_modalities, device=labels.device)
     masks = ((modalities[:, None] == which) & counted).to(logits.dtype)
-    return ModalityLosses(masks @ entropy, masks @ z, masks.sum(1))
+    # No matrix products: autocast would round the sums to 16 bits.
+    return ModalityLosses((masks * entropy).sum(1), (masks * z).sum(1), masks.sum(1))

@@ -99,6 +99,17 @@ def test_losses_of_nothing_are_zero():
     assert half.cross_entropy[0].item() == pytest.approx(math.log(24))
 
 
+def test_sums_of_losses_stay_wide_under_autocast():
+    logits, labels = torch.randn(500, 24), torch.randint(0, 24, (500,))
+    modality = VOCABULARY.modality_of(labels)
+    expected = modality_losses(logits, labels, modality, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = modality_losses(logits, labels, modality, 3)
+    for name in ("cross_entropy", "z", "count"):
+        assert getattr(got, name).dtype == torch.float32
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name))
+
+
 def slow_generation(model, prompt, count, stop=None):
     """Greedy, the whole sequence anew for each token, and the grammar as a few ifs."""
     tokens = list(prompt)
