@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise on continuous latents, what is predicted of it, and the step back.
+"""Noise on continuous latents, what is predicted of it, and the way back.
 
 Time t runs from 0, clean, to 1, noise: ``x_t = alpha(t) x + sigma(t) noise``.
 
@@ -18,7 +18,9 @@ The cosine schedule is that of arXiv 2102.09672 without its small offset.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -43,7 +45,7 @@ class Diffusion:
 
     @property
     def last_time(self) -> float:
-        """Training draws times up to here, and sampling begins here."""
+        """Training draws times up to here."""
         return LAST_COSINE_TIME if self.prediction == "epsilon" else 1.0
 
     def coefficients(self, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,13 +76,37 @@ class Diffusion:
             return (noisy - sigma * predicted) / alpha, predicted
         return alpha * noisy - sigma * predicted, sigma * noisy + alpha * predicted
 
-    def step(self, noisy: Tensor, predicted: Tensor, times: Tensor, earlier: Tensor) -> Tensor:
-        """From ``times`` to ``earlier`` times without new noise: DDIM (arXiv 2010.02502).
+    def denoise(self, noise: Tensor, steps: int, predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """From noise to clean latents, without new noise on the way.
 
-        With velocities that is one step of Euler's method.
+        A step holds the x that the prediction implies and goes along its path, as DDIM does (arXiv 2010.02502; Euler's
+        method for velocities), but holds it as it will be in the middle of the step: extrapolated in time from this
+        step's and the last one's, as in two-step Adams-Bashforth. At the same number of predictions the error is of
+        second order. With the first alone, 20 steps lose 6 % of the standard deviation of data that has 1.
+
+        Args:
+            noise: of the form of the latents.
+            steps: how often ``predict`` is called.
+            predict: (noisy, a time as a tensor without dimensions) -> prediction.
         """
-        x, noise = self.clean_and_noise(noisy, predicted, times)
-        return self.add_noise(x, noise, earlier)
+        x, before = noise, None
+        for time, earlier in pairwise(self.sampling_times(steps)):
+            # Noise alone was not seen in training where times end before 1, but it is next to what was seen last.
+            seen = noise.new_full((), min(time, self.last_time))
+            clean, _ = self.clean_and_noise(x, predict(x, seen), seen)
+            held = clean
+            if before is not None:
+                held = clean + (clean - before[1]) * ((time - earlier) / (2 * (before[0] - time)))
+            alpha, sigma = self._coefficients_like(x, noise.new_full((), time))
+            x = self.add_noise(held, (x - alpha * held) / sigma, noise.new_full((), earlier))
+            before = (time, clean) if time <= self.last_time else None
+        return x
+
+    def sampling_times(self, steps: int) -> list[float]:
+        """``steps + 1`` times from 1 to 0, equally far from each other from :attr:`last_time` on."""
+        if self.last_time == 1 or steps == 1:
+            return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+        return [1.0, *torch.linspace(self.last_time, 0, steps, dtype=torch.float64).tolist()]
 
     def _coefficients_like(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.coefficients(times.view(-1, *[1] * (x.dim() - 1)))

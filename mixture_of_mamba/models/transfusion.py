@@ -185,7 +185,8 @@ class Transfusion(nn.Module):
         """Continue prompts of any lengths with text and pictures, from the state.
 
         Text is drawn token by token. After BOI, the picture begins as noise and is computed again from the state at BOI
-        in every denoising step (DDIM); the state goes on after a last pass over the clean picture, and EOI follows.
+        in every step of ``Diffusion.denoise``; the state goes on after a last pass over the clean picture, and EOI
+        follows.
 
         Args:
             tokens, latents, positions: the prompts, padded with -1 on any side, with their clean pictures, as in

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,7 +79,7 @@ class _Writer:
     def draw_pictures(self, sequences: Tensor, noise: Tensor, steps: int, guidance: float) -> None:
         """Pictures for some sequences, int64 ``[n]``, out of noise ``[n, *grid, dim_latent]``; then EOI."""
         model, device = self.model, noise.device
-        diffusion, count, branches = model.diffusion, len(sequences), self.branches
+        branches = self.branches
         rows = torch.cat([sequences + branch * self.batch for branch in range(branches)])
         at_begin = self.state.select(rows)
         length = math.prod(side // model.config.patch_size for side in noise.shape[1:-1])
@@ -92,15 +91,15 @@ class _Writer:
             latents = x.repeat(branches, *[1] * (x.dim() - 1))
             return model(blank, latents, positions, time.expand(len(rows)), routing, state=at_begin, return_state=True)
 
-        x = noise
-        times = torch.linspace(diffusion.last_time, 0, steps + 1, device=device)
-        for time, earlier in pairwise(times.unbind()):
+        def predict(x: Tensor, time: Tensor) -> Tensor:
             predicted = run(x, time).predictions[0].to(x.dtype)
-            if branches == 2:
-                conditional, without = predicted.chunk(2)
-                predicted = without + guidance * (conditional - without)
-            x = diffusion.step(x, predicted, time.expand(count), earlier.expand(count))
-        self.state = self.state.restore(rows, _state(run(x, times[-1])))
+            if branches == 1:
+                return predicted
+            conditional, without = predicted.chunk(2)
+            return without + guidance * (conditional - without)
+
+        x = model.diffusion.denoise(noise, steps, predict)
+        self.state = self.state.restore(rows, _state(run(x, x.new_zeros(()))))
 
         self.latents.append(x)
         self.positions.append(torch.stack((sequences, torch.full_like(sequences, self.length)), 1))

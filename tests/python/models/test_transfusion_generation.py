@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -40,7 +41,7 @@ def slow(model, tokens, latents, new_tokens, noises, steps, guidance, stop=None)
 
     def call(some, pictures, last_time):
         at = [(0, t + 1) for t, token in enumerate(some) if token == BOI][: len(pictures)]
-        times = torch.zeros(len(pictures))
+        times = torch.zeros(len(pictures)).double()
         if last_time is not None:
             times[-1] = last_time
         return model(torch.tensor([some]), pictures, at, times)
@@ -52,12 +53,16 @@ def slow(model, tokens, latents, new_tokens, noises, steps, guidance, stop=None)
     left = new_tokens
     while left or tokens[-1] == BOI:
         if tokens[-1] == BOI:
-            x = next(noises)
-            times = torch.linspace(model.diffusion.last_time, 0, steps + 1)
+            x, before = next(noises), None
+            times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
             without = [token if token in (BOI, EOI) else NULL for token in tokens]
             for time, earlier in pairwise(times):
                 c, u = predicted(tokens, [*latents, x], time), predicted(without, [*latents, x], time)
-                x = model.diffusion.step(x[None], (u + guidance * (c - u))[None], time[None], earlier[None])[0]
+                alpha, sigma = (time * math.pi / 2).cos(), (time * math.pi / 2).sin()
+                clean = alpha * x - sigma * (u + guidance * (c - u))
+                held = clean if before is None else 1.5 * clean - 0.5 * before
+                noise = (x - alpha * held) / sigma
+                x, before = (earlier * math.pi / 2).cos() * held + (earlier * math.pi / 2).sin() * noise, clean
             latents.append(x)
             tokens += [NULL, NULL, EOI]
             continue
@@ -92,7 +97,7 @@ def test_pictures_and_text_of_ragged_prompts(decoder, guidance):
         mine = [one for one, (r, _) in zip(got.latents, got.positions.tolist(), strict=True) if r == row]
         assert len(mine) == len(pictures) - len(old)
         for one, other in zip(mine, pictures[len(old) :], strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)  # diffusion times are float32
+            torch.testing.assert_close(one, other)
     assert (got.positions[:, 0] == 1).any()  # the prompt that ended with BOI
 
 
@@ -124,27 +129,47 @@ def test_what_was_generated_is_input():
     assert checked == 15
 
 
-def test_a_perfect_model_draws_the_picture():
+def with_perfect_predictions(model, clean_of):
+    """The model, predicting from noisy latents and (alpha, sigma) what ``clean_of`` makes of them."""
+    call = model.forward
+
+    def forward(tokens, latents=(), positions=(), times=None, *rest, **options):
+        out = call(tokens, latents, positions, times, *rest, **options)
+        if len(latents) and float(times[0]) > 0:
+            alpha, sigma = model.diffusion.coefficients(times[0])
+            clean = clean_of(latents, alpha, sigma)
+            noise = (latents - alpha * clean) / sigma
+            out.predictions[0] = model.diffusion.target(clean, noise, times)
+        return out
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("kind", ["velocity", "epsilon", "v"])
+def test_a_perfect_model_draws_the_picture(kind):
     """With predictions that are the target's, sampling ends at the clean latents from any noise."""
-    for kind in ("velocity", "epsilon", "v"):
-        model, clean = make(prediction=kind), torch.randn(2, *GRID, 3).double()
-        call = model.forward
+    clean = torch.randn(2, *GRID, 3).double()
+    model = with_perfect_predictions(make(prediction=kind), lambda *_: clean)
+    got = model.generate(torch.full((2, 1), BOI), 0, GRID, steps=5)
+    torch.testing.assert_close(got.latents, clean)
+    assert got.tokens.tolist() == [[NULL, NULL, EOI]] * 2
 
-        def perfect(
-            tokens, latents=(), positions=(), times=None, *rest, call=call, model=model, clean=clean, **options
-        ):
-            out = call(tokens, latents, positions, times, *rest, **options)
-            if len(latents) and float(times[0]) > 0:
-                t = times[0].double()
-                alpha, sigma = model.diffusion.coefficients(t)
-                noise = (latents - alpha * clean) / sigma
-                out.predictions[0] = model.diffusion.target(clean, noise, times.double())
-            return out
 
-        model.forward = perfect
-        got = model.generate(torch.full((2, 1), BOI), 0, GRID, steps=5)
-        torch.testing.assert_close(got.latents, clean, atol=1e-5, rtol=1e-5)
-        assert got.tokens.tolist() == [[NULL, NULL, EOI]] * 2
+@pytest.mark.parametrize("kind", ["velocity", "epsilon", "v"])
+def test_twenty_steps_draw_normal_data(kind):
+    """The best prediction for normal latents is known; what is drawn has their mean and deviation to 1.5 %."""
+    mean, deviation = 2.0, 0.5
+
+    def best(noisy, alpha, sigma):
+        return mean + alpha * deviation**2 * (noisy - alpha * mean) / ((alpha * deviation) ** 2 + sigma**2)
+
+    model, seed = with_perfect_predictions(make(prediction=kind), best), torch.Generator().manual_seed(2)
+    got = model.generate(torch.full((40, 1), BOI), 0, GRID, steps=20, generator=seed).latents
+    noise = torch.randn(40, *GRID, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    spread = (got - got.mean()).std() / (noise - noise.mean()).std()
+    assert spread.item() == pytest.approx(deviation, rel=0.015)
+    assert (got.mean() - spread * noise.mean()).item() == pytest.approx(mean, abs=0.015 * deviation)
 
 
 def test_stops_and_text_alone(device):
