@@ -66,7 +66,7 @@ def make_scope(routing: Routing, cu_seqlens: Tensor | None, seen: Tensor | None,
 
 def _linear(config: DecoderConfig, in_features: int, out_features: int, **place: Any) -> nn.Module:
     """Per modality as in Mixture-of-Transformers (arXiv 2411.04996), when the Mamba mixers have any such projection."""
-    if config.decouple:
+    if config.has_specific_projections:
         return ModalityLinear(in_features, out_features, config.num_modalities, bias=False, **place)
     return nn.Linear(in_features, out_features, bias=False, **place)
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from mixture_of_mamba.nn import PROJECTIONS
+from mixture_of_mamba.nn.checks import checked_names
+from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 
 __all__ = ["SIZES", "DecoderConfig", "named_config"]
 
@@ -22,7 +24,10 @@ class DecoderConfig:
         d_model: width of the residual stream.
         layers: number of layers.
         num_modalities: modality ids are 0 .. num_modalities - 1.
-        decouple: which projections of a mixer have one weight per modality; () is dense Mamba.
+        decouple: which projections of a mixer have one weight per modality; () is dense Mamba. ``"D"`` and ``"A_log"``
+            may be among them, as in ``MixtureOfMamba``.
+        shared_expert: which of those projections have a shared expert beside the specific ones.
+        bcdt_norm, dt_limit: norms on B, C and dt, and bounds on delta, of every mixer.
         mixers_per_layer: Mamba blocks in one layer, each with its norm and residual. The paper's code has two, about
             the parameters (2 x 6.4 d_model^2) of one Transformer layer (12 d_model^2).
         d_state, d_conv, expand: of every mixer, as in ``MixtureOfMamba``.
@@ -51,16 +56,20 @@ class DecoderConfig:
     checkpointing: Checkpointing = "none"
     bidirectional: bool = False
     modulated: bool = False
+    shared_expert: tuple[str, ...] = ()
+    bcdt_norm: bool = False
+    dt_limit: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decouple", tuple(self.decouple))
+        decouple = checked_names("decouple", self.decouple, (*PROJECTIONS, "A_log", "D"))
+        object.__setattr__(self, "decouple", decouple)
+        shared = checked_names("shared_expert", self.shared_expert, decouple, but=("A_log", "D"))
+        object.__setattr__(self, "shared_expert", shared)
+        object.__setattr__(self, "dt_limit", checked_dt_limit(self.dt_limit))
         for name in ("d_model", "layers", "num_modalities", "mixers_per_layer", "d_state", "d_conv", "expand"):
             _require_integer(name, getattr(self, name), 1)
         for name in ("attention_every", "attention_heads"):
             _require_integer(name, getattr(self, name), 0)
-        unknown = [name for name in self.decouple if name not in PROJECTIONS]
-        if unknown:
-            raise ValueError(f"decouple must name projections among {PROJECTIONS}, got {unknown}")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps must be positive, got {self.norm_eps}")
         if self.memory not in ("default", "lean"):
@@ -80,13 +89,18 @@ class DecoderConfig:
         return self.attention_every > 0 and (layer + 1) % self.attention_every == 0
 
     @property
+    def has_specific_projections(self) -> bool:
+        """Whether any projection is per modality."""
+        return any(name in PROJECTIONS for name in self.decouple)
+
+    @property
     def residuals(self) -> int:
         """How often something is added to the residual stream."""
         return sum(2 if self.is_attention(layer) else self.mixers_per_layer for layer in range(self.layers))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
-        return asdict(self) | {"decouple": list(self.decouple)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DecoderConfig:

@@ -83,6 +83,9 @@ class MambaLayer(nn.Module):
                 expand=config.expand,
                 layer_idx=first_mixer + index,
                 memory=config.memory,
+                bcdt_norm=config.bcdt_norm,
+                dt_limit=config.dt_limit,
+                shared_expert=config.shared_expert,
                 **place,
             )
             for index in range(count)

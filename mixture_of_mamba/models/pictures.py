@@ -7,14 +7,13 @@ A picture is any block of tokens that is made at once, as diffusion makes an ima
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from mixture_of_mamba.nn import MambaState, MixtureOfMamba
-from mixture_of_mamba.nn.mixing import conv_parameters, decay_rates, fused_skip, project, scan_inputs, with_skip
-from mixture_of_mamba.ops import causal_conv1d, selective_scan
+from mixture_of_mamba.nn.mixing import conv_parameters, project, scan, scan_inputs
+from mixture_of_mamba.ops import causal_conv1d
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["Pictures", "mix_both_ways"]
@@ -79,12 +78,8 @@ def mix_both_ways(
         cu_seqlens=cu_seqlens,
         initial_state=None if state is None else state.conv,
     )
-    dt, dt_bias, B, C = scan_inputs(mixer, u, routing)
-    scan = partial(selective_scan, u, dt, decay_rates(mixer), B, C, z=z, dt_bias=dt_bias)
-    scan = partial(scan, rows=routing.rows, offsets=routing.offsets)
-    initial = None if state is None else state.ssm
-    y, ssm_state = scan(D=fused_skip(mixer), cu_seqlens=cu_seqlens, initial_state=initial)
-    y = with_skip(mixer, y, u, z, routing)
-    back, _ = scan(cu_seqlens=pictures.boundaries, reverse=True)
+    inputs = scan_inputs(mixer, u, routing)
+    y, ssm_state = scan(mixer, u, z, inputs, routing, cu_seqlens, None if state is None else state.ssm)
+    back, _ = scan(mixer, u, z, inputs, routing, pictures.boundaries, skip=False, reverse=True)
     y = torch.where((pictures.index > 0).unsqueeze(-1), y + back, y)
     return project(mixer.out_proj, y, routing), MambaState(conv_state, ssm_state)

@@ -41,17 +41,16 @@ __all__ = [
     "NORMS",
     "PROJECTIONS",
     "conv_parameters",
-    "decay_rates",
     "decode",
-    "fused_skip",
     "mix",
     "project",
+    "scan",
     "scan_inputs",
-    "with_skip",
 ]
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
+ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]  # dt, A, B, C, dt_bias
 
 
 def mix(
@@ -125,25 +124,39 @@ def mix_step_by_step(
         cu_seqlens=cu_seqlens,
         initial_state=None if state is None else state.conv,
     )
-    y, ssm_state = _scan(layer, u, z, routing, cu_seqlens, None if state is None else state.ssm)
+    inputs = scan_inputs(layer, u, routing)
+    y, ssm_state = scan(layer, u, z, inputs, routing, cu_seqlens, None if state is None else state.ssm)
     return project(layer.out_proj, y, routing), MambaState(conv_state, ssm_state)
 
 
-def _scan(
+def scan(
     layer: MixtureOfMamba,
     u: Tensor,
     z: Tensor,
+    inputs: ScanInputs,
     routing: Routing | None,
     cu_seqlens: Tensor | None,
-    initial_state: Tensor | None,
+    initial_state: Tensor | None = None,
+    *,
+    skip: bool = True,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """From the convolution's output to ``out_proj``'s input, and the last state."""
-    dt, dt_bias, B, C = scan_inputs(layer, u, routing)
-    A = decay_rates(layer)
+    """From the convolution's output to ``out_proj``'s input, and the last state. ``skip``: with D."""
+    dt, A, B, C, dt_bias = inputs
     if A.dim() > 2:
         assert routing is not None
         y, last = scan_of_pairs(
-            u, dt, A, B, C, z, dt_bias, routing=routing, cu_seqlens=cu_seqlens, initial_state=initial_state
+            u,
+            dt,
+            A,
+            B,
+            C,
+            z,
+            dt_bias,
+            routing=routing,
+            cu_seqlens=cu_seqlens,
+            initial_state=initial_state,
+            reverse=reverse,
         )
     else:
         y, last = selective_scan(
@@ -152,15 +165,16 @@ def _scan(
             A,
             B,
             C,
-            fused_skip(layer),
+            _fused_skip(layer) if skip else None,
             z,
             dt_bias,
             rows=None if routing is None else routing.rows,
             offsets=None if routing is None else routing.offsets,
             cu_seqlens=cu_seqlens,
             initial_state=initial_state,
+            reverse=reverse,
         )
-    return with_skip(layer, y, u, z, routing), last
+    return _with_skip(layer, y, u, z, routing) if skip else y.to(u.dtype), last
 
 
 def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: MambaState) -> Tensor:
@@ -175,34 +189,33 @@ def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: Mam
 
 
 def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | None, state: Tensor) -> Tensor:
-    """:func:`_scan` that updates the state in place."""
-    dt, dt_bias, B, C = scan_inputs(layer, u, routing)
-    A = decay_rates(layer)
+    """:func:`scan` that updates the state in place."""
+    dt, A, B, C, dt_bias = scan_inputs(layer, u, routing)
     if A.dim() > 2:
         assert routing is not None
         y = scan_of_pairs_step(u, state, dt, A, B, C, z, dt_bias, routing=routing)
     else:
         rows = None if routing is None else routing.rows
         offsets = None if routing is None else routing.offsets
-        y = selective_scan_step(u, state, dt, A, B, C, fused_skip(layer), z, dt_bias, rows=rows, offsets=offsets)
-    return with_skip(layer, y, u, z, routing)
+        y = selective_scan_step(u, state, dt, A, B, C, _fused_skip(layer), z, dt_bias, rows=rows, offsets=offsets)
+    return _with_skip(layer, y, u, z, routing)
 
 
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
     return layer.conv1d.weight.squeeze(1), layer.conv1d.bias
 
 
-def decay_rates(layer: MixtureOfMamba) -> Tensor:
+def _decay_rates(layer: MixtureOfMamba) -> Tensor:
     """A, ``[d_inner, d_state]`` or one per modality, in float32 at least."""
     return -torch.exp(layer.A_log.to(torch.promote_types(layer.A_log.dtype, torch.float32)))
 
 
-def fused_skip(layer: MixtureOfMamba) -> Tensor | None:
+def _fused_skip(layer: MixtureOfMamba) -> Tensor | None:
     """What the scan adds by itself; nothing when every modality has its own D."""
     return layer.D if layer.D.dim() == 1 else None
 
 
-def with_skip(layer: MixtureOfMamba, y: Tensor, u: Tensor, z: Tensor, routing: Routing | None) -> Tensor:
+def _with_skip(layer: MixtureOfMamba, y: Tensor, u: Tensor, z: Tensor, routing: Routing | None) -> Tensor:
     """The scan's output with ``D * u * silu(z)``, which the scan leaves out where D or A is per modality.
 
     The rest is gated already. This part is a few elementwise operators in float32 at least.
@@ -216,17 +229,15 @@ def with_skip(layer: MixtureOfMamba, y: Tensor, u: Tensor, z: Tensor, routing: R
     return (y + D * u * nn.functional.silu(z.to(D.dtype))).to(u.dtype)
 
 
-def scan_inputs(
-    layer: MixtureOfMamba, u: Tensor, routing: Routing | None
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """dt (without bias where possible), its bias for the scan to add in float32, B and C."""
+def scan_inputs(layer: MixtureOfMamba, u: Tensor, routing: Routing | None) -> ScanInputs:
+    """dt (without bias where possible), A, B and C, and dt's bias for the scan to add in float32."""
     sizes = [layer.dt_rank, layer.d_state, layer.d_state]
     parts = project(layer.x_proj, u, routing).split(sizes, dim=-1)
     dt_low, B, C = (_normalised(getattr(layer, name), part) for name, part in zip(NORMS, parts, strict=True))
     dt, dt_bias = _dt_and_bias(layer.dt_proj, dt_low, routing)
     if layer.dt_limit is not None:
         dt, dt_bias = limited_dt(dt, dt_bias, layer.dt_limit, routing), None
-    return dt, dt_bias, B, C
+    return dt, _decay_rates(layer), B, C, dt_bias
 
 
 def _normalised(norm: nn.Module | None, x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def scan_of_pairs(
     routing: Routing,
     cu_seqlens: Tensor | None = None,
     initial_state: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``ops.selective_scan`` without skip, and with A ``[modalities, channels, states]``; rows in sorted order.
 
@@ -54,6 +55,7 @@ def scan_of_pairs(
         cu_seqlens=cu_seqlens,
         initial_state=initial_state,
         softplus=False,
+        reverse=reverse,
     )
     return _gated_output(h, C, z), last.view(last.shape[0], *A.shape[1:])
 

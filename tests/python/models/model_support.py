@@ -28,6 +28,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hybrid": {"layers": 3, "attention_every": 2, "attention_heads": 2},
     "dense hybrid": {"decouple": (), "attention_every": 1, "attention_heads": 4},
     "lean": {"memory": "lean", "d_state": 4, "d_conv": 3, "expand": 3},
+    "shared experts": {"shared_expert": ("in_proj", "out_proj", "x_proj", "dt_proj")},
+    "A and D": {"decouple": ("in_proj", "A_log", "D"), "shared_expert": ("in_proj",), "mixers_per_layer": 1},
+    "norms and limits": {"bcdt_norm": True, "dt_limit": (0.005, 0.05), "attention_every": 2, "attention_heads": 2},
+}
+
+# All options of the layer at once, where pictures are seen both ways.
+OPTIONS: dict[str, Any] = {
+    "bidirectional": True,
+    "modulated": True,
+    "decouple": ("in_proj", "dt_proj", "A_log", "D"),
+    "shared_expert": ("in_proj",),
+    "bcdt_norm": True,
+    "dt_limit": (0.005, 0.05),
 }
 
 
@@ -102,14 +115,15 @@ def _layer(
 
 
 def _each(projection: nn.Module, x: Tensor, modality: list[int]) -> Tensor:
-    """Every token through its modality's weights."""
+    """Every token through its modality's weights, and the shared expert's."""
     linears = projection if isinstance(projection, nn.ModuleList) else [projection] * (max(modality, default=0) + 1)
-    rows = [linears[m](row) for row, m in zip(x, modality, strict=True)]
+    shared = getattr(projection, "shared", None)
+    rows = [linears[m](row) + (0 if shared is None else shared(row)) for row, m in zip(x, modality, strict=True)]
     return torch.stack(rows) if rows else linears[0](x)
 
 
-def _rms_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+def _rms_norm(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
 
 
 def _mamba(mixer: Any, x: Tensor, modality: list[int], picture: list[int], both_ways: bool) -> Tensor:
@@ -119,17 +133,23 @@ def _mamba(mixer: Any, x: Tensor, modality: list[int], picture: list[int], both_
     u = [(window[t : t + weight.shape[1]] * weight.T).sum(0) + mixer.conv1d.bias for t in range(len(x))]
     u = F.silu(torch.stack(u)) if u else values
     low, B, C = _each(mixer.x_proj, u, modality).split([mixer.dt_rank, mixer.d_state, mixer.d_state], -1)
+    low, B, C = (
+        _rms_norm(getattr(mixer, f"{n}_layernorm"), part) for n, part in zip(("dt", "b", "c"), (low, B, C), strict=True)
+    )
     delta = F.softplus(_each(mixer.dt_proj, low, modality))
-    A = -mixer.A_log.exp()
+    if mixer.dt_limit is not None:
+        delta = delta.clamp(*mixer.dt_limit)
+    A = [-A_log.exp() for A_log in mixer.A_log.expand(mixer.num_modalities, mixer.d_inner, mixer.d_state)]
+    D = mixer.D.expand(mixer.num_modalities, mixer.d_inner)
 
     def scan(order: list[int]) -> dict[int, Tensor]:
-        h, out = torch.zeros_like(A), {}
+        h, out = torch.zeros_like(A[0]), {}
         for t in order:
-            h = (delta[t, :, None] * A).exp() * h + (delta[t] * u[t])[:, None] * B[t]
+            h = (delta[t, :, None] * A[modality[t]]).exp() * h + (delta[t] * u[t])[:, None] * B[t]
             out[t] = h @ C[t]
         return out
 
-    y = [value + mixer.D * u[t] for t, value in scan(list(range(len(x)))).items()]
+    y = [value + D[modality[t]] * u[t] for t, value in scan(list(range(len(x)))).items()]
     for p in sorted({p for p in picture if p >= 0}) if both_ways else ():
         for t, value in scan([t for t in reversed(range(len(x))) if picture[t] == p]).items():
             y[t] = y[t] + value

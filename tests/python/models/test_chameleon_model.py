@@ -14,6 +14,8 @@ from mixture_of_mamba import Routing
 from mixture_of_mamba.models import Chameleon, ModalityLosses, Sampling, modality_losses, next_tokens
 
 GREEDY = Sampling(temperature=0)
+NAMES = ("mixture", "hybrid", "shared experts", "A and D", "norms and limits")
+some_variants = pytest.mark.parametrize("settings", [VARIANTS[name] for name in NAMES], ids=NAMES)
 PROMPTS = [[5, 6, 1], [7, 1, 12, 13, 14, 2, 3, 20], [8], [9, 1, 15, 16]]
 
 
@@ -48,7 +50,7 @@ def slow_losses(model, documents):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("settings", [VARIANTS["mixture"], VARIANTS["hybrid"]], ids=["mixture", "hybrid"])
+@some_variants
 def test_losses_are_those_written_out(settings, tied):
     model = make(tied, **settings)
     expected = slow_losses(model, PROMPTS)
@@ -131,7 +133,7 @@ def slow_generation(model, prompt, count, stop=None):
     return new + [-1] * (count - len(new))
 
 
-@pytest.mark.parametrize("settings", [VARIANTS["mixture"], VARIANTS["hybrid"]], ids=["mixture", "hybrid"])
+@some_variants
 def test_generation_of_ragged_prompts(settings):
     model = make(**settings)
     expected = [slow_generation(model, prompt, 6) for prompt in PROMPTS]

@@ -114,6 +114,20 @@ def test_one_modality_is_dense():
     torch.testing.assert_close(got[ids >= 0], expected[ids >= 0])
 
 
+@pytest.mark.parametrize("settings", [VARIANTS["A and D"], VARIANTS["norms and limits"]], ids=["A and D", "norms"])
+def test_initialised_anew_with_options(settings):
+    decoder = Decoder(config(**settings), device="meta").to_empty(device="cpu")
+    torch.manual_seed(3)
+    decoder.reset_parameters()
+    torch.manual_seed(3)
+    decoder.reset_parameters()
+    weights = {name: value.clone() for name, value in decoder.state_dict().items()}
+    assert all(value.isfinite().all() for value in weights.values())
+    assert all((value == 0).all() for name, value in weights.items() if ".shared." in name)
+    assert all((value == 1).all() for name, value in weights.items() if "layernorm" in name or name.endswith(".D"))
+    assert decoder.layers[0].mixers[0].A_log._no_weight_decay
+
+
 @pytest.mark.parametrize("settings", [{"checkpointing": "full"}, {"checkpointing": "selective"}, {"memory": "lean"}])
 def test_saving_memory_changes_no_number(settings):
     plain = disturb(Decoder(config(layers=3, attention_every=3, attention_heads=2)))
@@ -143,6 +157,31 @@ def test_what_checkpointing_computes_again():
     (none, once), (full, twice), (selective, again) = (flops(how) for how in ("none", "full", "selective"))
     assert none == selective < full
     assert (once, twice, again) == (1, 2, 2)
+
+
+def test_options_of_the_layer_cost_no_flops():
+    """Forward: a token meets as many weights. With backward: as much as any block of several operators."""
+
+    def flops(grad, **settings):
+        decoder, x = Decoder(config(64, layers=1, **settings)), torch.randn(2, 150, 64)
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
+            y = run(decoder, x, torch.randint(0, 3, (2, 150)))
+            if grad:
+                y.sum().backward()
+        return counter.get_total_flops()
+
+    plain, normed = flops(False), flops(True, bcdt_norm=True)
+    assert plain > 6 * 2 * 300 * 64**2 * 2
+    for settings in (
+        {"shared_expert": ("in_proj", "out_proj")},
+        {"decouple": ("in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D")},
+        {"dt_limit": (0.005, 0.05)},
+        {"bcdt_norm": True, "shared_expert": ("x_proj",)},
+    ):
+        assert flops(False, **settings) == plain
+        if settings.keys() != {"shared_expert"}:
+            assert flops(True, **settings) == normed
+    assert flops(True, shared_expert=("in_proj",)) == flops(True)
 
 
 def test_every_parameter_gets_a_gradient_and_an_absent_modality_zeros():

@@ -9,7 +9,8 @@ from model_support import VARIANTS, make_decoder
 
 from mixture_of_mamba import Routing
 
-both = pytest.mark.parametrize("settings", [VARIANTS["mixture"], VARIANTS["hybrid"]], ids=["mixture", "hybrid"])
+NAMES = ("mixture", "hybrid", "A and D", "norms and limits")
+some_variants = pytest.mark.parametrize("settings", [VARIANTS[name] for name in NAMES], ids=NAMES)
 
 
 def advance(decoder, x, ids, state=None):
@@ -18,7 +19,7 @@ def advance(decoder, x, ids, state=None):
     return routing.unsort(y), state
 
 
-@both
+@some_variants
 def test_a_snapshot_is_not_written_to(settings):
     decoder, x = make_decoder(**settings), torch.randn(2, 8, 8).double()
     ids = torch.randint(0, 3, (2, 8))
@@ -32,7 +33,7 @@ def test_a_snapshot_is_not_written_to(settings):
         assert one.data_ptr() != other.data_ptr()
 
 
-@both
+@some_variants
 def test_sequences_go_their_own_way(settings):
     """Two of three sequences go on, another way than planned, and are put back; padding stands for the third."""
     decoder = make_decoder(**settings)
@@ -48,7 +49,7 @@ def test_sequences_go_their_own_way(settings):
     torch.testing.assert_close(got, expected[:, 7:])
 
 
-@both
+@some_variants
 def test_back_to_an_older_snapshot(settings):
     decoder = make_decoder(**settings)
     x, ids = torch.randn(2, 9, 8).double(), torch.randint(0, 3, (2, 9))

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_support import VOCABULARY, config, disturb, random_ids
+from model_support import VARIANTS, VOCABULARY, config, disturb, random_ids
 
 from mixture_of_mamba import Routing
 from mixture_of_mamba.models import Chameleon, Decoder, Transfusion, TransfusionConfig
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"attention_every": 2, "attention_heads": 2}, {"checkpointing": "full"}], ids=str
+    "settings",
+    [{}, {"attention_every": 2, "attention_heads": 2}, {"checkpointing": "full"}, VARIANTS["A and D"]],
+    ids=str,
 )
 def test_one_graph_for_all_lengths(settings):
-    decoder = disturb(Decoder(config(mixers_per_layer=1, **settings)))
+    decoder = disturb(Decoder(config(**{"mixers_per_layer": 1, **settings})))
     graphs = 0
 
     def counting(graph_module, example_inputs):

@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from model_support import config
+from model_support import OPTIONS, config
 
 from mixture_of_mamba.models import SIZES, Chameleon, Decoder, DecoderConfig, TokenRange, Vocabulary, named_config
 
@@ -60,11 +60,36 @@ def test_an_attention_layer_is_a_transformer_layer():
     assert count(Decoder(settings, device="meta")) == 12 * 1536**2 + 3 * 1536
 
 
-def test_plain_values_and_back():
-    settings = config(decouple=("x_proj",), attention_every=2, attention_heads=2, memory="lean", bidirectional=True)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config(decouple=("x_proj",), attention_every=2, attention_heads=2, memory="lean", bidirectional=True),
+        config(**OPTIONS),
+        config(dt_limit=(0, math.inf)),
+    ],
+)
+def test_plain_values_and_back(settings):
     values = json.loads(json.dumps(settings.to_dict()))
     assert DecoderConfig.from_dict(values) == settings
     assert hash(DecoderConfig.from_dict(values)) == hash(settings)
+
+
+def test_options_reach_every_mixer():
+    for layer in Decoder(config(**OPTIONS)).layers:
+        for mixer in layer.mixers:
+            assert mixer.A_log.shape == (3, 16, 16)
+            assert mixer.D.shape == (3, 16)
+            assert mixer.in_proj.shared.weight.shape == (32, 8)
+            assert mixer.b_layernorm.weight.shape == mixer.c_layernorm.weight.shape == (16,)
+            assert mixer.dt_limit == (0.005, 0.05)
+
+
+def test_attention_is_shared_where_no_projection_is_per_modality():
+    def projection(*decouple):
+        return Decoder(config(decouple=decouple, attention_every=2, attention_heads=2)).layers[1].attention.qkv_proj
+
+    assert isinstance(projection("A_log", "D"), torch.nn.Linear)
+    assert len(projection("D", "x_proj")) == 3
 
 
 @pytest.mark.parametrize(
@@ -75,6 +100,10 @@ def test_plain_values_and_back():
         ({"mixers_per_layer": True}, "mixers_per_layer must be an integer of at least 1, got True"),
         ({"attention_every": -1}, "attention_every must be an integer of at least 0, got -1"),
         ({"decouple": ("conv1d",)}, r"decouple must name projections among .*, got \['conv1d'\]"),
+        ({"decouple": "in_proj"}, "decouple must be a list of names among .*, got 'in_proj'"),
+        ({"decouple": ("D",), "shared_expert": ("D",)}, r"shared_expert must name projections among .*, got \['D'\]"),
+        ({"decouple": ("D",), "shared_expert": ("in_proj",)}, r"shared_expert must name .*, got \['in_proj'\]"),
+        ({"dt_limit": (0.3, 0.1)}, r"dt_limit must have 0 <= low < high, got \(0.3, 0.1\)"),
         ({"norm_eps": 0.0}, "norm_eps must be positive, got 0.0"),
         ({"memory": "small"}, 'memory must be "default" or "lean", got \'small\''),
         ({"checkpointing": "all"}, 'checkpointing must be "none", "full" or "selective", got \'all\''),

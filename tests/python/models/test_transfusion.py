@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from model_support import config, disturb, reference_decoder
+from model_support import OPTIONS, config, disturb, reference_decoder
 from torch.nn import functional as F
 
 from mixture_of_mamba import Routing
@@ -21,6 +21,7 @@ DECODERS = {
     "causal": {},
     "bidirectional": {"bidirectional": True, "modulated": True},
     "hybrid": {"bidirectional": True, "attention_every": 2, "attention_heads": 2, "modulated": True},
+    "options": OPTIONS,
 }
 decoders = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 

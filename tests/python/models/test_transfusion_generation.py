@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from model_support import config, disturb
+from model_support import OPTIONS, config, disturb
 
 from mixture_of_mamba.models import Sampling, Transfusion, TransfusionConfig
 
@@ -19,6 +19,7 @@ DECODERS = {
     "causal": {},
     "bidirectional": {"bidirectional": True, "modulated": True},
     "hybrid": {"bidirectional": True, "attention_every": 2, "attention_heads": 2},
+    "options": OPTIONS,
 }
 decoders = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 
