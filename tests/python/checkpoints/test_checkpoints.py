@@ -16,6 +16,7 @@ from mixture_of_mamba.nn import PROJECTIONS
 
 ROOT = Path(__file__).resolve().parents[3]
 GUIDE = ROOT / "docs/checkpoints.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 DENSE_NAMES = {
     *("A_log", "D", "conv1d.weight", "conv1d.bias", "dt_proj.weight", "dt_proj.bias"),
     *("in_proj.weight", "x_proj.weight", "out_proj.weight"),
@@ -226,6 +227,40 @@ def test_transformers_mixer():
     mixer.load_state_dict(checkpoints.convert(layer.state_dict(), target="transformers"))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_language_model(tied):
+    """With what the guide shows: logits and gradients to 1e-5 in float32, there and back."""
+    transformers = pytest.importorskip("transformers")
+    guide = next(code for code in SNIPPETS if "def from_transformers" in code)
+    exec(compile(guide, GUIDE.name, "exec"), recipe := {})
+    config = transformers.MambaConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=6, tie_word_embeddings=tied, use_cache=False
+    )
+    theirs = transformers.MambaForCausalLM(config).train()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    ours = recipe["like_transformers"](config)
+    recipe["from_transformers"](ours, theirs.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+    tokens, weights = torch.randint(0, 40, (2, 13)), torch.randn(2, 13, 40)
+    logits = [ours(tokens), theirs(tokens).logits]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    for one in logits:
+        (one * weights).sum().backward()
+    around, mixers = recipe["names"](ours)
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        found = re.fullmatch(r"decoder\.layers\.(\d+)\.mixers\.0\.(.*)", name)
+        expected = gradients[around[name] if found is None else mixers[int(found[1])] + found[2]]
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+    back = transformers.MambaForCausalLM(config)
+    back.load_state_dict(recipe["to_transformers"](ours))
+    torch.testing.assert_close(back(tokens).logits, logits[0], rtol=1e-5, atol=1e-5)
+
+
 def test_the_guide_runs():
-    for snippet in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
+    for snippet in SNIPPETS:
         exec(compile(snippet, GUIDE.name, "exec"), {})
