@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from model_support import VARIANTS, VOCABULARY, config, disturb, reference_decoder
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixture_of_mamba import Routing
 from mixture_of_mamba.models import Chameleon, ModalityLosses, Sampling, modality_losses, next_tokens
@@ -78,6 +79,27 @@ def test_a_loss_in_parts_has_the_same_gradients(rows):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
     gradients = [torch.autograd.grad(one.total(0.1), tuple(model.parameters())) for one in (whole, parts)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention_every": 2, "attention_heads": 2}], ids=["mamba", "hybrid"])
+def test_only_attention_moves_the_residual_stream(settings):
+    """From the loss and back: tokens and labels are permuted, one routing serves all layers, hidden states stay."""
+    model, tokens, moved, routings = make(layers=4, **settings), padded(PROMPTS, "left"), [], []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            name = str(operator)
+            if "permute_rows" in name:
+                moved.append(args[0].dtype)
+            routings.extend([name] * ("modality_routing" in name))
+            return operator(*args, **(kwargs or {}))
+
+    with Spy():
+        model.loss(tokens).total().backward()
+    assert moved.count(torch.int64) == 2
+    assert len(routings) == 1
+    each = 4  # of an attention layer: in and out, and their gradients
+    assert len(moved) == 2 + (2 * each if settings else 0)
 
 
 def test_next_tokens():
