@@ -33,7 +33,7 @@ class SpeechPreset(Preset):
 
 CHAMELEON = {
     "tiny": Preset(64, 2, concepts=32, codes=128, batch=16, steps=300, lr=6e-3, save_every=100),
-    "small": Preset(128, 4, concepts=64, codes=768, batch=16, steps=3000, lr=4e-3, save_every=100),
+    "small": Preset(128, 4, concepts=64, codes=768, batch=16, steps=2500, lr=4e-3, save_every=100),
     "base": Preset(512, 12, concepts=None, codes=1024, batch=128, steps=2000, lr=1e-3, save_every=500),
     "large": Preset(1024, 24, concepts=None, codes=2048, batch=256, steps=10000, lr=5e-4, save_every=1000),
 }
