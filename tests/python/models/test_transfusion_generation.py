@@ -20,12 +20,15 @@ DECODERS = {
     "bidirectional": {"bidirectional": True, "modulated": True},
     "hybrid": {"bidirectional": True, "attention_every": 2, "attention_heads": 2},
     "options": OPTIONS,
+    "unet": {"modulated": True, "patches": "unet"},
 }
 decoders = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 
 
 def make(decoder=None, prediction="v"):
-    settings = TransfusionConfig(config(num_modalities=2, **(decoder or {})), 9, 3, BOI, EOI, NULL, prediction)
+    decoder = dict(decoder or {})
+    patches = {"patches": decoder.pop("patches", "linear"), "unet_channels": 4}
+    settings = TransfusionConfig(config(num_modalities=2, **decoder), 9, 3, BOI, EOI, NULL, prediction, **patches)
     return disturb(Transfusion(settings).double(), 0.4).eval()
 
 
