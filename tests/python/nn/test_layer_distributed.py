@@ -4,46 +4,22 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import functools
-import gc
-import os
 import re
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from layer_support import make_layer
+from two_ranks import RANKS, run_on_two_ranks
 
 import mixture_of_mamba as mom
 from mixture_of_mamba.nn import PROJECTIONS, mixing
 from mixture_of_mamba.ops import selective_scan
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
-RANKS = 2
 GUIDE = Path(__file__).resolve().parents[3] / "docs/training.md"
-
-
-def run_on_two_ranks(worker, tmp_path):
-    mp.spawn(_start, args=(worker, str(tmp_path / "store")), nprocs=RANKS)
-
-
-def _start(rank, worker, store):
-    torch.manual_seed(11)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="DTensor random operators may not have complete support on cpu")
-    timeout = datetime.timedelta(seconds=30)  # a collective that waits for the other rank is an error, not a hang
-    dist.init_process_group("gloo", f"file://{store}", timeout, RANKS, rank)
-    try:
-        worker(rank)
-        gc.collect()  # DDP lies in reference cycles and holds the group
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-    os._exit(0)  # all has been tested; threads of gloo that are still there would abort an orderly exit
 
 
 def batches():

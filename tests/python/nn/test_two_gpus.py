@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from layer_support import make_layer
-from test_layer_distributed import RANKS, batches, mean_gradients
+from test_layer_distributed import batches, mean_gradients
+from two_ranks import RANKS
 
 pytestmark = [
     pytest.mark.cuda,
