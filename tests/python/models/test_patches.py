@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from model_support import disturb
+from torch.nn import functional as F
 
 from mixture_of_mamba import MixtureOfMamba, Routing
 from mixture_of_mamba.models import Pictures
@@ -53,6 +54,47 @@ def test_unet(patch_size):
     torch.testing.assert_close(alone, out[1:], atol=1e-5, rtol=1e-5)
     other = patches.decode(tokens, patches.encode(latents, time + 1)[1], (4, 8), time)
     assert (other - out).abs().max() > 1e-3  # the skips carry
+
+
+def slow_unet(patches, x, time):
+    """Encoded and decoded at once, ``[n, channels, height, width]``; from the weights, one operation at a time."""
+
+    def conv(module, x, stride=1):
+        columns = F.unfold(x, module.kernel_size, padding=module.padding, stride=stride)
+        y = module.weight.flatten(1) @ columns + module.bias[:, None]
+        return y.unflatten(2, (x.shape[2] // stride, x.shape[3] // stride))
+
+    def norm(module, x):
+        y = x.unflatten(1, (module.num_groups, -1)).flatten(2)
+        y = (y - y.mean(2, keepdim=True)) / (y.var(2, keepdim=True, correction=0) + module.eps).sqrt()
+        return y.view_as(x) * module.weight[:, None, None] + module.bias[:, None, None]
+
+    def block(module, x):
+        scale, shift = (F.silu(time) @ module.time.weight.T + module.time.bias)[..., None, None].chunk(2, 1)
+        y = norm(module.norm2, conv(module.conv1, F.silu(norm(module.norm1, x)))) * (1 + scale) + shift
+        return conv(module.conv2, F.silu(y)) + (x if x.shape == y.shape else conv(module.skip, x))
+
+    def level(x, depth):
+        """What is around all levels from this one down."""
+        kept = x = block(patches.down_blocks[depth], x)
+        if depth < len(patches.downs):
+            x = level(conv(patches.downs[depth], x, 2), depth + 1)
+            x = conv(patches.ups[depth], x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        else:
+            x = torch.einsum("nchw,dc->ndhw", x, patches.encoder.weight) + patches.encoder.bias[:, None, None]
+            x = torch.einsum("ndhw,cd->nchw", x, patches.decoder.weight) + patches.decoder.bias[:, None, None]
+        return block(patches.up_blocks[depth], torch.cat((x, kept), 1))
+
+    return conv(patches.conv_out, F.silu(norm(patches.norm_out, level(conv(patches.conv_in, x), 0))))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_unet_is_what_is_written_out(patch_size):
+    patches = disturb(UNetPatches(8, 3, patch_size, 8)).double()
+    latents, time = torch.randn(2, 4, 8, 3).double(), torch.randn(2, 8).double()
+    got = patches.decode(*patches.encode(latents, time), (4, 8), time)
+    expected = slow_unet(patches, latents.permute(0, 3, 1, 2), time).permute(0, 2, 3, 1)
+    torch.testing.assert_close(got, expected)
 
 
 def test_unet_places_are_where_they_were():
