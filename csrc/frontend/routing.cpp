@@ -22,8 +22,8 @@ torch::Tensor permute(const Routing& routing, const torch::Tensor& x, const torc
 }  // namespace
 
 Routing Routing::from_ids(const torch::Tensor& ids, int64_t num_modalities, const RoutingOptions& options) {
-  frontend::require_value(ids.dim() == 2, "ids must be a tensor of shape [batch, length], got torch.{} {}",
-                          std::string(c10::getDtypeNames(ids.scalar_type()).first), frontend::shape_of(ids));
+  frontend::require_value(ids.dim() == 2, "ids must be a tensor of shape [batch, length], got {} {}",
+                          frontend::dtype_of(ids), frontend::shape_of(ids));
   auto [rows, order, offsets] = modality_routing(ids, num_modalities, options.checked);
   std::optional<torch::Tensor> host_offsets;
   bool has_padding = true;

@@ -17,6 +17,16 @@ inline std::string shape_of(const torch::Tensor& tensor) {
   return fmt::format("[{}]", fmt::join(tensor.sizes().begin(), tensor.sizes().end(), ", "));
 }
 
+// As Python writes a float.
+inline std::string text_of(double value) {
+  const std::string text = fmt::format("{}", value);
+  return text.find_first_not_of("-0123456789") == std::string::npos ? text + ".0" : text;
+}
+
+inline std::string dtype_of(const torch::Tensor& tensor) {
+  return "torch." + std::string(c10::getDtypeNames(tensor.scalar_type()).first);
+}
+
 // Python's ValueError.
 template <typename... Arguments>
 void require_value(bool ok, fmt::format_string<Arguments...> text, Arguments&&... arguments) {

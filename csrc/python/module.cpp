@@ -4,7 +4,7 @@
 
 #include <sstream>
 
-#include "mixture_of_mamba/models/decoder.h"
+#include "mixture_of_mamba/models.h"
 #include "mixture_of_mamba/nn.h"
 
 // The modules of the C++ frontend in Python, for tests that compare them with Python's own. No part of the
@@ -16,6 +16,9 @@ namespace py = pybind11;
 using namespace mixture_of_mamba;  // NOLINT(google-build-using-namespace): this file is all about it
 using torch::Tensor;
 using Modality = std::variant<std::monostate, int64_t, Tensor>;
+using States = std::vector<std::pair<Tensor, Tensor>>;
+using OptionalInteger = std::optional<int64_t>;
+using Ranges = std::vector<std::tuple<int64_t, OptionalInteger, OptionalInteger, OptionalInteger>>;
 using OptionalState = std::optional<std::pair<Tensor, Tensor>>;
 
 nn::Modality modality_of(const Modality& value) {
@@ -54,6 +57,35 @@ std::shared_ptr<nn::MixtureOfMambaImpl> make_layer(int64_t d_model, int64_t num_
       throw py::type_error("unknown option " + name);
   }
   return std::make_shared<nn::MixtureOfMambaImpl>(options);
+}
+
+std::shared_ptr<models::ChameleonImpl> make_chameleon(int64_t d_model, int64_t layers, const Ranges& ranges,
+                                                      const py::kwargs& more) {
+  models::DecoderOptions options(d_model, layers);
+  bool tied = false;
+  for (const auto& [key, value] : more) {
+    const auto name = py::cast<std::string>(key);
+    if (name == "num_modalities")
+      options.num_modalities(py::cast<int64_t>(value));
+    else if (name == "decouple")
+      options.decouple(py::cast<std::vector<std::string>>(value));
+    else if (name == "mixers_per_layer")
+      options.mixers_per_layer(py::cast<int64_t>(value));
+    else if (name == "d_state")
+      options.d_state(py::cast<int64_t>(value));
+    else if (name == "norm_eps")
+      options.norm_eps(py::cast<double>(value));
+    else if (name == "memory")
+      options.memory(py::cast<std::string>(value));
+    else if (name == "tied")
+      tied = py::cast<bool>(value);
+    else
+      throw py::type_error("unknown option " + name);
+  }
+  std::vector<models::TokenRange> all;
+  for (const auto& [size, begin, end, length] : ranges) all.push_back({size, begin, end, length});
+  return std::make_shared<models::ChameleonImpl>(
+      models::ChameleonOptions(options, models::Vocabulary(all)).tied(tied));
 }
 
 template <typename Module>
@@ -103,17 +135,28 @@ PYBIND11_MODULE(mixture_of_mamba_cpp, m) {
       });
   def_module(layer);
 
-  py::class_<models::DecoderImpl, std::shared_ptr<models::DecoderImpl>> decoder(m, "Decoder");
-  decoder
-      .def(py::init([](int64_t vocabulary, int64_t slots, int64_t d_model, int64_t layers,
-                       int64_t num_modalities, const std::string& mixer) {
-        return std::make_shared<models::DecoderImpl>(
-            models::DecoderOptions(vocabulary, slots, d_model, layers, num_modalities).mixer(mixer));
-      }))
-      .def("forward",
-           [](models::DecoderImpl& self, const Tensor& tokens, const Tensor& slots, const Tensor& ids) {
-             const Routing routing = Routing::from_ids(ids, self.options.num_modalities());
-             return routing.unsort(self.forward(routing.sort(tokens), routing.sort(slots), routing));
-           });
-  def_module(decoder);
+  py::class_<models::ChameleonImpl, std::shared_ptr<models::ChameleonImpl>> chameleon(m, "Chameleon");
+  chameleon.def(py::init(&make_chameleon), py::arg("d_model"), py::arg("layers"), py::arg("ranges"))
+      .def(
+          "forward",
+          [](models::ChameleonImpl& self, const Tensor& tokens, const std::optional<Tensor>& cu_seqlens,
+             const States& states) {
+            models::DecoderCall call{.cu_seqlens = cu_seqlens};
+            if (!states.empty()) call.state = models::DecoderState{};
+            for (const auto& [conv, ssm] : states) call.state->mamba.push_back({conv, ssm});
+            const auto [logits, after] = self.forward_with_state(tokens, {}, call);
+            States pairs;
+            for (const nn::MambaState& one : after.mamba) pairs.emplace_back(one.conv, one.ssm);
+            return std::make_tuple(logits, pairs);
+          },
+          py::arg("tokens"), py::kw_only(), py::arg("cu_seqlens") = py::none(), py::arg("states") = States())
+      .def(
+          "loss",
+          [](models::ChameleonImpl& self, const Tensor& tokens, const std::optional<Tensor>& cu_seqlens) {
+            const auto losses = self.loss(tokens, {}, cu_seqlens);
+            return std::make_tuple(losses.cross_entropy, losses.z, losses.count, losses.total(),
+                                   losses.means());
+          },
+          py::arg("tokens"), py::kw_only(), py::arg("cu_seqlens") = py::none());
+  def_module(chameleon);
 }

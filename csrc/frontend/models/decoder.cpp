@@ -1,111 +1,146 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mixture_of_mamba/models/decoder.h"
 
-#include <torch/nn/functional/loss.h>
-
 #include <cmath>
 
+#include "nn/names.h"
 #include "text.h"
 
 namespace mixture_of_mamba::models {
 
-namespace {
+using frontend::require_value;
 
-constexpr double kInitStd = 0.02;
-constexpr double kNormEps = 1e-5;
-constexpr int64_t kNoLabel = -100;
-
-nn::MixtureOfMamba make_mixer(const DecoderOptions& options) {
-  if (options.mixer() == "mom") return nn::MixtureOfMamba(options.d_model(), options.num_modalities());
-  return nn::MixtureOfMamba(nn::Mamba(options.d_model()).ptr());
+static void check(const DecoderOptions& options) {
+  const std::pair<const char*, int64_t> sizes[] = {
+      {"d_model", options.d_model()},
+      {"layers", options.layers()},
+      {"num_modalities", options.num_modalities()},
+      {"mixers_per_layer", options.mixers_per_layer()},
+      {"d_state", options.d_state()},
+      {"d_conv", options.d_conv()},
+  };
+  for (const auto& [name, value] : sizes) {
+    require_value(value >= 1, "{} must be an integer of at least 1, got {}", name, value);
+  }
+  frontend::check_names("decouple", options.decouple(), frontend::kProjections);
+  require_value(options.norm_eps() > 0, "norm_eps must be positive, got {}",
+                frontend::text_of(options.norm_eps()));
 }
 
-torch::Tensor normalised(torch::nn::ModuleList& norms, size_t layer, const torch::Tensor& x) {
-  return norms->at<nn::RMSNormImpl>(layer).forward(x);
+static nn::MixtureOfMamba make_mixer(const DecoderOptions& options) {
+  return nn::MixtureOfMamba(nn::MixtureOfMambaOptions(options.d_model(), options.num_modalities())
+                                .decouple(options.decouple())
+                                .d_state(options.d_state())
+                                .d_conv(options.d_conv())
+                                .expand(options.expand())
+                                .memory(options.memory()));
 }
 
-}  // namespace
+DecoderOptions::DecoderOptions(int64_t d_model, int64_t layers) : d_model_(d_model), layers_(layers) {}
 
-DecoderOptions::DecoderOptions(int64_t vocabulary, int64_t slots, int64_t d_model, int64_t layers,
-                               int64_t num_modalities)
-    : vocabulary_(vocabulary),
-      slots_(slots),
-      d_model_(d_model),
-      layers_(layers),
-      num_modalities_(num_modalities) {}
+DecoderState DecoderState::clone() const {
+  DecoderState copy;
+  for (const nn::MambaState& one : mamba) copy.mamba.push_back(one.clone());
+  return copy;
+}
+
+DecoderState DecoderState::detach() const {
+  DecoderState copy;
+  for (const nn::MambaState& one : mamba) copy.mamba.push_back(one.detach());
+  return copy;
+}
+
+ResidualImpl::ResidualImpl(int64_t d_model, double norm_eps) : d_model_(d_model), norm_eps_(norm_eps) {
+  ResidualImpl::reset();
+}
+
+void ResidualImpl::reset() {
+  norm = register_module("norm", nn::RMSNorm(nn::RMSNormOptions(d_model_).eps(norm_eps_)));
+}
+
+MambaLayerImpl::MambaLayerImpl(const DecoderOptions& options_) : options(options_) {
+  MambaLayerImpl::reset();
+}
+
+void MambaLayerImpl::reset() {
+  residuals = register_module("residuals", torch::nn::ModuleList());
+  mixers = register_module("mixers", torch::nn::ModuleList());
+  for (int64_t i = 0; i < options.mixers_per_layer(); ++i) {
+    residuals->push_back(Residual(options.d_model(), options.norm_eps()));
+    mixers->push_back(make_mixer(options));
+  }
+}
+
+std::tuple<torch::Tensor, DecoderState> MambaLayerImpl::forward(torch::Tensor x, const Routing& routing,
+                                                                const DecoderCall& call) {
+  DecoderState after;
+  for (size_t i = 0; i < mixers->size(); ++i) {
+    nn::MixOptions mix{.sorted = true, .cu_seqlens = call.cu_seqlens};
+    if (call.state) mix.state = call.state->mamba[i];
+    const torch::Tensor h = residuals->at<ResidualImpl>(i).norm->forward(x);
+    auto [y, state] = mixers->at<nn::MixtureOfMambaImpl>(i).forward_with_state(h, routing, mix);
+    x = x + y;
+    after.mamba.push_back(std::move(state));
+  }
+  return {x, after};
+}
 
 DecoderImpl::DecoderImpl(const DecoderOptions& options_) : options(options_) {
-  frontend::require_value(options.mixer() == "mom" || options.mixer() == "mamba",
-                          "mixer must be \"mom\" or \"mamba\", got '{}'", options.mixer());
+  check(options);
   DecoderImpl::reset();
 }
 
 void DecoderImpl::reset() {
-  const int64_t d_model = options.d_model();
-  embedding = register_module("embedding", torch::nn::Embedding(options.vocabulary(), d_model));
-  slots = register_module("slots", torch::nn::Embedding(options.slots(), d_model));
-  norms = register_module("norms", torch::nn::ModuleList());
-  mixers = register_module("mixers", torch::nn::ModuleList());
-  for (int64_t layer = 0; layer < options.layers(); ++layer) {
-    norms->push_back(nn::RMSNorm(nn::RMSNormOptions(d_model).eps(kNormEps)));
-    mixers->push_back(make_mixer(options));
-  }
-  final_norm = register_module("final_norm", nn::RMSNorm(nn::RMSNormOptions(d_model).eps(kNormEps)));
+  layers = register_module("layers", torch::nn::ModuleList());
+  for (int64_t i = 0; i < options.layers(); ++i) layers->push_back(MambaLayer(options));
+  const auto norm = nn::RMSNormOptions(options.d_model()).eps(options.norm_eps());
+  final_norm = register_module("final_norm", nn::RMSNorm(norm));
+  // What is added to the stream shrinks with the number of additions (GPT-2).
   torch::NoGradGuard no_grad;
-  embedding->weight.normal_(0, kInitStd);
-  slots->weight.normal_(0, kInitStd);
-  // Residual branches add up: each begins smaller, the more there are (GPT-2).
-  for (const auto& mixer : *mixers) {
-    for (torch::Tensor& weight : mixer->as<nn::MixtureOfMambaImpl>()->out_proj.weights()) {
-      weight.mul_(std::pow(2.0 * static_cast<double>(options.layers()), -0.5));
+  const auto additions = static_cast<double>(options.layers() * options.mixers_per_layer());
+  for (const auto& layer : *layers) {
+    for (const auto& mixer : *layer->as<MambaLayerImpl>()->mixers) {
+      for (torch::Tensor& weight : mixer->as<nn::MixtureOfMambaImpl>()->out_proj.weights()) {
+        weight.mul_(std::pow(additions, -0.5));
+      }
     }
   }
 }
 
 void DecoderImpl::pretty_print(std::ostream& stream) const {
-  stream << fmt::format("mixture_of_mamba::models::Decoder(vocabulary={}, d_model={}, layers={}, mixer={})",
-                        options.vocabulary(), options.d_model(), options.layers(), options.mixer());
+  stream << fmt::format(
+      "mixture_of_mamba::models::Decoder(d_model={}, layers={}, num_modalities={}, decouple=[{}])",
+      options.d_model(), options.layers(), options.num_modalities(), fmt::join(options.decouple(), ", "));
 }
 
-torch::Tensor DecoderImpl::forward(const torch::Tensor& tokens, const torch::Tensor& slot_ids,
-                                   const Routing& routing) {
-  torch::Tensor x = embedding->forward(tokens) + slots->forward(slot_ids);
-  for (size_t layer = 0; layer < mixers->size(); ++layer) {
-    auto& mixer = mixers->at<nn::MixtureOfMambaImpl>(layer);
-    x = x + mixer.forward(normalised(norms, layer, x), routing, {.sorted = true});
+torch::Tensor DecoderImpl::forward(const torch::Tensor& x, const Routing& routing, const DecoderCall& call) {
+  return std::get<0>(forward_with_state(x, routing, call));
+}
+
+std::tuple<torch::Tensor, DecoderState> DecoderImpl::forward_with_state(const torch::Tensor& x,
+                                                                        const Routing& routing,
+                                                                        const DecoderCall& call) {
+  require_value(x.dim() == 3 && x.size(2) == options.d_model(),
+                "x must have shape [batch, length, d_model = {}], got {}", options.d_model(),
+                frontend::shape_of(x));
+  const int64_t mixers = options.mixers_per_layer();
+  const auto all = static_cast<size_t>(mixers * options.layers());
+  require_value(!call.state || call.state->mamba.size() == all,
+                "state must hold one state for each of the {} mixers, got {}", all,
+                call.state ? call.state->mamba.size() : 0);
+  torch::Tensor hidden = x;
+  DecoderState after;
+  for (const auto& layer : *layers) {
+    DecoderCall part{.cu_seqlens = call.cu_seqlens};
+    if (call.state) {
+      const auto first = call.state->mamba.begin() + static_cast<std::ptrdiff_t>(after.mamba.size());
+      part.state = DecoderState{{first, first + mixers}};
+    }
+    auto [y, states] = layer->as<MambaLayerImpl>()->forward(hidden, routing, part);
+    hidden = y;
+    after.mamba.insert(after.mamba.end(), states.mamba.begin(), states.mamba.end());
   }
-  return torch::linear(final_norm->forward(x), embedding->weight);
-}
-
-std::tuple<torch::Tensor, std::vector<nn::MambaState>> DecoderImpl::advance(
-    const torch::Tensor& tokens, const torch::Tensor& slot_ids, const torch::Tensor& modality,
-    const std::vector<nn::MambaState>& states) {
-  frontend::require_value(states.empty() || states.size() == mixers->size(),
-                          "states must be empty or hold one state for each of the {} layers, got {}",
-                          mixers->size(), states.size());
-  const Routing routing = Routing::from_ids(modality, options.num_modalities(), {.device = tokens.device()});
-  torch::Tensor x = embedding->forward(tokens) + slots->forward(slot_ids);
-  std::vector<nn::MambaState> new_states;
-  for (size_t layer = 0; layer < mixers->size(); ++layer) {
-    nn::MixOptions call;
-    if (!states.empty()) call.state = states[layer];
-    auto& mixer = mixers->at<nn::MixtureOfMambaImpl>(layer);
-    auto [y, state] = mixer.forward_with_state(normalised(norms, layer, x), routing, call);
-    x = x + y;
-    new_states.push_back(state);
-  }
-  return {torch::linear(final_norm->forward(x), embedding->weight), new_states};
-}
-
-ModalityLosses modality_losses(const torch::Tensor& logits, const torch::Tensor& labels, int64_t first_code) {
-  namespace F = torch::nn::functional;
-  const torch::Tensor target = labels.flatten(), wide = logits.flatten(0, 1).to(torch::kFloat32);
-  const auto each = F::CrossEntropyFuncOptions().ignore_index(kNoLabel).reduction(torch::kNone);
-  const torch::Tensor cross_entropy = F::cross_entropy(wide, target, each);
-  const torch::Tensor image = target >= first_code, text = (target != kNoLabel) & image.logical_not();
-  const torch::Tensor masks = torch::stack({text, image}).to(torch::kFloat32);
-  const torch::Tensor squared_log_z = wide.logsumexp(-1).square();
-  return {(masks * cross_entropy).sum(1), (masks * squared_log_z).sum(1), masks.sum(1)};
+  return {final_norm->forward(hidden), after};
 }
 
 }  // namespace mixture_of_mamba::models

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "intervals.h"
 #include "mixture_of_mamba/ops.h"
 #include "text.h"
 
@@ -77,8 +78,7 @@ Tensor limited_dt(const Tensor& dt, const OptionalTensor& dt_bias, const std::pa
     if (bias.dim() == 2) {
       // Each row's bias. Padding takes the last modality's; the scan passes over it and sends back zeros.
       const Tensor rows = torch::arange(routing->num_tokens(), wide.options().dtype(torch::kInt32));
-      const Tensor inner = routing->offsets.slice(0, 1, -1);
-      const Tensor modality = torch::bucketize(rows, inner, /*out_int32=*/false, /*right=*/true);
+      const Tensor modality = interval_of(rows, routing->offsets);
       bias = torch::embedding(bias, modality).view(wide.sizes());
     }
     wide = wide + bias;

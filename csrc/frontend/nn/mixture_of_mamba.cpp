@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "mixture_of_mamba/nn/mixture_of_mamba.h"
 
-#include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 
 #include "mixing.h"
+#include "names.h"
 #include "text.h"
 
 namespace mixture_of_mamba::nn {
@@ -15,21 +14,8 @@ namespace {
 
 using frontend::require_value;
 
-constexpr std::array<const char*, 4> kProjections{"in_proj", "x_proj", "dt_proj", "out_proj"};
-
-bool contains(const std::vector<std::string>& names, const std::string& name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
 void check(MixtureOfMambaOptions& options) {
-  std::vector<std::string> unknown;
-  for (const std::string& name : options.decouple()) {
-    if (std::find(kProjections.begin(), kProjections.end(), name) == kProjections.end()) {
-      unknown.push_back("'" + name + "'");
-    }
-  }
-  require_value(unknown.empty(), "decouple must name projections among ('{}'), got [{}]",
-                fmt::join(kProjections, "', '"), fmt::join(unknown, ", "));
+  frontend::check_names("decouple", options.decouple(), frontend::kProjections);
   require_value(options.num_modalities() >= 1, "num_modalities must be at least 1, got {}",
                 options.num_modalities());
   require_value(options.dt_init() == "random" || options.dt_init() == "constant",
@@ -82,7 +68,7 @@ MixtureOfMambaImpl::MixtureOfMambaImpl(const MixtureOfMambaOptions& options_) : 
 Projection MixtureOfMambaImpl::make_projection(const std::string& name, int64_t in_features,
                                                int64_t out_features, bool bias) {
   Projection projection;
-  if (contains(options.decouple(), name)) {
+  if (frontend::contains(options.decouple(), name)) {
     const auto each = ModalityLinearOptions(in_features, out_features, options.num_modalities()).bias(bias);
     projection.decoupled = register_module(name, ModalityLinear(each));
   } else {

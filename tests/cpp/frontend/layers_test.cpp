@@ -2,7 +2,6 @@
 #include <cmath>
 #include <limits>
 #include <sstream>
-#include <thread>
 
 #include "nn/mixing.h"
 #include "support.h"
@@ -279,89 +278,6 @@ TEST_CASE("Errors of the layer name the argument, the requirement and what came"
           "modality must be a Routing of 2 modalities, got 3");
   REQUIRE(error_of([&] { layer->forward(x, Routing::from_ids(random_ids(3, 2, 2), 2)); }) ==
           "modality must have the batch and length of x, [2, 3], got [3, 2]");
-  REQUIRE(error_of([&] { models::Decoder(models::DecoderOptions(9, 2, 4, 1, 2).mixer("gru")); }) ==
-          "mixer must be \"mom\" or \"mamba\", got 'gru'");
-}
-
-namespace {
-
-// Losses of a few steps of training on a fixed batch, from a given state of the weights.
-std::vector<float> train(const models::Decoder& start, uint64_t seed, int steps) {
-  auto model = models::Decoder(std::dynamic_pointer_cast<models::DecoderImpl>(start->clone()));
-  auto generator = at::detail::createCPUGenerator(seed);
-  const Tensor tokens = torch::randint(0, 20, {2, 13}, generator, torch::kInt64);
-  const Tensor ids = (tokens >= 12).to(torch::kInt64), slots = torch::zeros_like(ids);
-  const auto inputs = [](const Tensor& tensor) { return tensor.slice(1, 0, 12).contiguous(); };
-  const Routing routing = Routing::from_ids(inputs(ids), 2);
-  const Tensor labels = routing.sort(tokens.slice(1, 1, 13).contiguous());
-  torch::optim::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-2));
-  std::vector<float> losses;
-  for (int step = 0; step < steps; ++step) {
-    optimizer.zero_grad();
-    const Tensor logits = model->forward(routing.sort(inputs(tokens)), routing.sort(inputs(slots)), routing);
-    const auto sums = models::modality_losses(logits, labels, 12);
-    const Tensor loss = sums.cross_entropy.sum() / sums.count.sum();
-    loss.backward();
-    optimizer.step();
-    losses.push_back(loss.item<float>());
-  }
-  return losses;
-}
-
-}  // namespace
-
-TEST_CASE("A decoder learns a batch, in two threads at once as in one after the other", "[decoder]") {
-  torch::manual_seed(10);
-  const models::Decoder start(models::DecoderOptions(20, 3, 16, 2, 2));
-  const auto alone = train(start, 1, 40), other = train(start, 2, 8);
-  REQUIRE(alone.back() < 0.3F * alone.front());
-  std::vector<float> first, second;
-  std::thread one([&] { first = train(start, 1, 8); });
-  std::thread two([&] { second = train(start, 2, 8); });
-  one.join();
-  two.join();
-  REQUIRE(first == std::vector<float>(alone.begin(), alone.begin() + 8));
-  REQUIRE(second == other);
-}
-
-TEST_CASE("A decoder goes on from its states as in one pass", "[decoder]") {
-  torch::manual_seed(11);
-  for (const char* mixer : {"mom", "mamba"}) {
-    models::Decoder model(models::DecoderOptions(20, 3, 16, 2, 2).mixer(mixer));
-    torch::NoGradGuard no_grad;
-    const Tensor tokens = torch::randint(0, 20, {2, 6}, torch::kInt64),
-                 slots = torch::randint(0, 3, {2, 6}, torch::kInt64);
-    const Tensor ids = random_ids(2, 6, 2);
-    const Routing routing = Routing::from_ids(ids, 2);
-    const Tensor sorted = model->forward(routing.sort(tokens), routing.sort(slots), routing);
-    const auto [whole, states] = model->advance(tokens, slots, ids);
-    require_close("time order", routing.unsort(sorted), whole, 1e-5);
-    std::vector<nn::MambaState> running;
-    Tensors parts;
-    for (int64_t t = 0; t < 6; t += 2) {
-      const auto part = [t](const Tensor& tensor) { return tensor.slice(1, t, t + 2); };
-      auto [logits, next] = model->advance(part(tokens), part(slots), part(ids), running);
-      parts.push_back(logits);
-      running = next;
-    }
-    require_close("in parts", torch::cat(parts, 1), whole, 1e-5);
-    require_close("state", running[1].ssm, states[1].ssm, 1e-5);
-    REQUIRE(error_of([&] { model->advance(tokens, slots, ids, {states[0]}); }) ==
-            "states must be empty or hold one state for each of the 2 layers, got 1");
-  }
-}
-
-TEST_CASE("Losses are summed by the modality of the label", "[decoder]") {
-  torch::manual_seed(12);
-  const Tensor logits = torch::randn({1, 4, 5});
-  const Tensor labels = torch::tensor({{0, 3, -100, 4}}, torch::kInt64);
-  const auto losses = models::modality_losses(logits, labels, 3);
-  const Tensor log_probabilities = torch::log_softmax(logits[0], -1),
-               log_z = logits[0].logsumexp(-1).square();
-  require_close("count", losses.count, torch::tensor({1.0F, 2.0F}));
-  require_close("text", losses.cross_entropy[0], -log_probabilities[0][0], 1e-6);
-  require_close("image", losses.cross_entropy[1], -log_probabilities[1][3] - log_probabilities[3][4], 1e-6);
-  require_close("z", losses.z, torch::stack({log_z[0], log_z[1] + log_z[3]}), 1e-6);
 }
 
 }  // namespace mixture_of_mamba::testing

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../catch.h"
-#include "mixture_of_mamba/models/decoder.h"
+#include "mixture_of_mamba/models.h"
 #include "mixture_of_mamba/nn.h"
 
 namespace mixture_of_mamba::testing {

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import mixture_of_mamba as mom
-from mixture_of_mamba import _library
+from mixture_of_mamba import _library, models
 from mixture_of_mamba.nn import PROJECTIONS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -198,44 +197,114 @@ def test_errors_of_calls(cpp, arguments):
     assert str(got.value) == str(expected.value)
 
 
-class Decoder(nn.Module):
-    """The C++ decoder in Python: embeddings, N x (RMSNorm -> mixer -> residual), norm, the first embedding as head."""
+RANGES = [(12, None, None, None), (8, 3, 4, 5), (6, 5, 6, None)]
+MODELS = [
+    {},
+    {"tied": True, "mixers_per_layer": 1, "decouple": ()},
+    {"num_modalities": 3, "decouple": ("in_proj", "out_proj"), "d_state": 4, "norm_eps": 1e-3, "memory": "lean"},
+]
 
-    def __init__(self, vocabulary: int, slots: int, d_model: int, layers: int, modalities: int, mixer: str) -> None:
-        super().__init__()
-        self.embedding, self.slots = nn.Embedding(vocabulary, d_model), nn.Embedding(slots, d_model)
-        self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(layers))
-        self.mixers = nn.ModuleList(
-            mom.MixtureOfMamba(d_model, modalities) if mixer == "mom" else mom.Mamba(d_model) for _ in range(layers)
+
+def pair_of_models(cpp: Any, tied: bool = False, **options: Any):
+    """A Chameleon of Python and one of C++, made from one seed."""
+    modalities = options.get("num_modalities", 2)
+    names = ("text", "image", "speech")
+    ranges = [models.TokenRange(name, *one) for name, one in zip(names, RANGES[:modalities], strict=False)]
+    torch.manual_seed(2)
+    ours = models.Chameleon(models.DecoderConfig(16, 2, **options), models.Vocabulary(tuple(ranges)), tied=tied)
+    after = torch.rand(1)
+    torch.manual_seed(2)
+    theirs = cpp.Chameleon(16, 2, RANGES[:modalities], tied=tied, **options)
+    assert torch.equal(torch.rand(1), after)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_models_have_the_names_order_and_initial_values_of_python(cpp, options):
+    ours, theirs = pair_of_models(cpp, **options)
+    expected, got = list(ours.named_parameters()), theirs.named_parameters()
+    assert [name for name, _ in got] == [name for name, _ in expected]
+    for (name, value), (_, other) in zip(expected, got, strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-6, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_models_have_the_losses_gradients_and_states_of_python(cpp, options):
+    ours, theirs = pair_of_models(cpp, **options)
+    with torch.no_grad():
+        for parameter, (_, other) in zip(ours.parameters(), theirs.named_parameters(), strict=True):
+            other.copy_(parameter.add_(torch.randn_like(parameter) * 0.1))
+    tokens = torch.randint(-1, ours.vocabulary.size, (2, 9))
+    for cu_seqlens in (None, torch.tensor([0, 5, 5, 18], dtype=torch.int32)):
+        expected = ours.loss(tokens, cu_seqlens=cu_seqlens)
+        got = theirs.loss(tokens, cu_seqlens=cu_seqlens)
+        sums = (expected.cross_entropy, expected.z, expected.count, expected.total(), expected.means())
+        torch.testing.assert_close(got, sums)
+        grads = torch.autograd.grad(expected.total(), list(ours.parameters()))
+        leaves = [parameter for _, parameter in theirs.named_parameters()]
+        for (name, _), a, b in zip(ours.named_parameters(), torch.autograd.grad(got[3], leaves), grads, strict=True):
+            torch.testing.assert_close(a, b, msg=name)
+    real = tokens >= 0
+    logits, states = theirs.forward(tokens[:, :5])
+    expected_logits, state = ours(tokens[:, :5], return_state=True)
+    torch.testing.assert_close(logits[real[:, :5]], expected_logits[real[:, :5]])
+    torch.testing.assert_close(states, [(one.conv, one.ssm) for one in state.mamba])
+    logits, _ = theirs.forward(tokens[:, 5:], states=states)
+    torch.testing.assert_close(logits[real[:, 5:]], ours(tokens)[:, 5:][real[:, 5:]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mixers_per_layer": 0},
+        {"d_state": -1},
+        {"norm_eps": 0.0},
+        {"memory": "none"},
+        {"decouple": ("in_proj", "A_log", "conv")},
+        {"num_modalities": 3},
+    ],
+    ids=str,
+)
+def test_errors_of_models(cpp, options):
+    with pytest.raises(ValueError) as expected:
+        models.Chameleon(
+            models.DecoderConfig(16, 2, **options),
+            models.Vocabulary((models.TokenRange("text", *RANGES[0]), models.TokenRange("image", *RANGES[1]))),
         )
-        self.final_norm = nn.RMSNorm(d_model, eps=1e-5)
-        for embedding in (self.embedding, self.slots):
-            nn.init.normal_(embedding.weight, std=0.02)
-        with torch.no_grad():
-            for name, parameter in self.mixers.named_parameters():
-                if "out_proj" in name and name.endswith("weight"):
-                    parameter.mul_((2 * layers) ** -0.5)
-
-    def forward(self, tokens: torch.Tensor, slots: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(tokens) + self.slots(slots)
-        for norm, mixer in zip(self.norms, self.mixers, strict=True):
-            x = x + mixer(norm(x), ids)
-        return nn.functional.linear(self.final_norm(x), self.embedding.weight)
+    with pytest.raises(ValueError) as got:
+        cpp.Chameleon(16, 2, RANGES[:2], **options)
+    assert str(got.value) == str(expected.value)
 
 
-@pytest.mark.parametrize("mixer", ["mom", "mamba"])
-def test_the_decoder(cpp, mixer):
-    torch.manual_seed(2)
-    ours = Decoder(20, 5, 16, 2, 2, mixer)
-    torch.manual_seed(2)
-    theirs = cpp.Decoder(20, 5, 16, 2, 2, mixer)
-    parameters = dict(theirs.named_parameters())
-    assert set(parameters) == {name for name, _ in ours.named_parameters()}
-    for name, value in ours.named_parameters():
-        torch.testing.assert_close(parameters[name], value, rtol=1e-6, atol=0, msg=name)
-    tokens, slots = torch.randint(0, 20, (2, 7)), torch.randint(0, 5, (2, 7))
-    ids = torch.randint(0, 2, (2, 7))
-    torch.testing.assert_close(theirs.forward(tokens, slots, ids), ours(tokens, slots, ids))
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [],
+        [(0, None, None, None)],
+        [(5, 1, None, None)],
+        [(5, None, None, None), (3, 5, 1, None)],
+        [(5, None, None, None), (3, 1, None, None)],
+        [(5, None, None, None), (3, 1, 1, None)],
+        [(5, None, None, None), (3, 1, 2, 0)],
+    ],
+    ids=str,
+)
+def test_errors_of_vocabularies(cpp, ranges):
+    with pytest.raises(ValueError) as expected:
+        models.Vocabulary(tuple(models.TokenRange("any", *one) for one in ranges))
+    with pytest.raises(ValueError) as got:
+        cpp.Chameleon(16, 2, ranges, num_modalities=max(len(ranges), 1))
+    assert str(got.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64)], ids=str)
+def test_errors_of_a_model_s_calls(cpp, tokens):
+    ours, theirs = pair_of_models(cpp)
+    with pytest.raises(ValueError) as expected:
+        ours.loss(tokens)
+    with pytest.raises(ValueError) as got:
+        theirs.loss(tokens)
+    assert str(got.value) == str(expected.value)
 
 
 def test_python_s_registrations_stand(cpp):

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// Trains a Chameleon-style decoder in C++, without Python, on the batches of
+// examples/python/export_stream.py.
+#include <mixture_of_mamba/models/decoder.h>
+#include <torch/types.h>
+#include <torch/utils.h>
+
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <optional>
+
+#include "adamw.h"
+#include "arguments.h"
+#include "autocast.h"
+#include "metrics.h"
+#include "progress.h"
+#include "schedule.h"
+#include "state_dict.h"
+#include "stream.h"
+#include "torch_file.h"
+
+namespace {
+
+using examples::Arguments;
+using examples::Failure;
+using mixture_of_mamba::models::Decoder;
+using mixture_of_mamba::models::DecoderOptions;
+
+constexpr const char* kUsage = R"(train --data FILE --output FOLDER [options]
+
+  --data FILE           stream.bin of examples/python/export_stream.py
+  --output FOLDER       for metrics.jsonl and checkpoint.pt; a run that is there goes on
+  --fresh               start over instead
+  --weights FILE        begin with the weights of a checkpoint, of this program or of chameleon.py
+  --mixer mom|mamba     Mixture-of-Mamba or dense (mom)
+  --d-model N           width (128)
+  --layers N            depth (4)
+  --steps N             optimiser steps (one for each batch; more begin again)
+  --lr X                peak learning rate (4e-3)
+  --weight-decay X      of matrices (0.1)
+  --clip X              gradient norm limit (1)
+  --seed N              of the weights (0)
+  --device cpu|cuda     (cpu)
+  --amp                 bfloat16 autocast
+  --save-every N        steps between checkpoints (100)
+  --eval-every N        steps between validations (200)
+)";
+const std::set<std::string> kNames = {
+    "--data", "--output",       "--weights", "--mixer", "--d-model", "--layers",     "--steps",
+    "--lr",   "--weight-decay", "--clip",    "--seed",  "--device",  "--save-every", "--eval-every",
+};
+constexpr double kZLossWeight = 1e-5;     // Lumina-mGPT's, which trains Chameleon
+constexpr int64_t kReadLossesEvery = 10;  // steps; reading them waits for the device
+
+volatile std::sig_atomic_t stop_requested = 0;
+
+void request_stop(int number) {
+  stop_requested = 1;
+  std::signal(number, SIG_DFL);  // a second one ends at once
+}
+
+class Run {
+ public:
+  explicit Run(const Arguments& args)
+      : device_(args.device()),
+        amp_(args.has("--amp")),
+        stream_(args.required("--data")),
+        folder_(args.required("--output")),
+        steps_(args.integer("--steps", stream_.batches)),
+        peak_(args.number("--lr", 4e-3)),
+        clip_(args.number("--clip", 1)),
+        save_every_(args.integer("--save-every", 100)),
+        eval_every_(args.integer("--eval-every", 200)),
+        model_(make_model(args)),
+        optimizer_(*model_, args.number("--weight-decay", 0.1)),
+        settings_(settings(args)) {
+    std::filesystem::create_directories(folder_);
+    if (args.has("--fresh")) std::filesystem::remove(checkpoint_path());
+    const int64_t length = std::filesystem::exists(checkpoint_path()) ? restore() : 0;
+    metrics_.emplace(folder_ + "/metrics.jsonl", length);
+  }
+
+  int go() {
+    int64_t parameters = 0;
+    for (const torch::Tensor& parameter : model_->parameters()) parameters += parameter.numel();
+    fmt::print("{} on {}: {} parameters\n", model_->options.mixer(), device_.str(), parameters);
+    if (step_ > 0) fmt::print("going on from step {} in {} (--fresh starts over)\n", step_, folder_);
+    examples::Progress progress(step_, steps_);
+    while (step_ < steps_ && !stop_requested) {
+      one_step();
+      const auto due = [this](int64_t every) { return step_ % every == 0 || step_ == steps_; };
+      if (due(kReadLossesEvery)) read_losses(progress);
+      if (due(eval_every_) && stream_.held_out > 0) evaluate(progress);
+      if (due(save_every_)) save(progress);
+    }
+    if (saved_step_ != step_) save(progress);
+    if (step_ == steps_) return 0;
+    progress.print(fmt::format("stopped and saved in {}; the same command goes on", folder_));
+    return 130;
+  }
+
+ private:
+  struct Pending {
+    int64_t step;
+    double rate;
+    int64_t tokens;
+    torch::Tensor numbers;  // loss, text, image, gradient norm
+  };
+
+  Decoder make_model(const Arguments& args) const {
+    torch::manual_seed(static_cast<uint64_t>(args.integer("--seed", 0, 0)));
+    DecoderOptions options(stream_.vocabulary, stream_.slots, args.integer("--d-model", 128),
+                           args.integer("--layers", 4), examples::kNumModalities);
+    Decoder model(options.mixer(args.one_of("--mixer", {"mom", "mamba"})));
+    if (args.has("--weights")) {
+      examples::load_state_dict(model, examples::weights_of(examples::load_dict(args.required("--weights"))));
+    }
+    model->to(device_);
+    return model;
+  }
+
+  /// What a run and its continuation must agree on.
+  std::string settings(const Arguments& args) const {
+    const DecoderOptions& model = model_->options;
+    return fmt::format(
+        "{} {} x {}, {} steps over {} batches of {} x {}, lr {}, weight decay {}, clip {}, seed {}{}",
+        model.mixer(), model.layers(), model.d_model(), steps_, stream_.batches, stream_.batch,
+        stream_.length, peak_, args.number("--weight-decay", 0.1), clip_, args.integer("--seed", 0, 0),
+        amp_ ? ", amp" : "");
+  }
+
+  std::string checkpoint_path() const { return folder_ + "/checkpoint.pt"; }
+
+  mixture_of_mamba::models::ModalityLosses losses_of(const examples::Batch& batch) {
+    torch::Tensor logits;
+    {
+      const examples::Autocast autocast(device_.type(), amp_);
+      logits = model_->forward(batch.tokens, batch.slots, batch.routing);
+    }
+    return mixture_of_mamba::models::modality_losses(logits, batch.labels, stream_.first_code);
+  }
+
+  void one_step() {
+    const double rate = examples::learning_rate(step_, steps_, peak_);
+    const examples::Batch batch = stream_.training(step_, device_);
+    const auto losses = losses_of(batch);
+    const torch::Tensor loss = (losses.cross_entropy + kZLossWeight * losses.z).sum() / losses.count.sum();
+    loss.backward();
+    const torch::Tensor norm = optimizer_.clip_gradients(clip_);
+    optimizer_.step(rate);
+    model_->zero_grad();
+    const torch::Tensor means = (losses.cross_entropy / losses.count).detach();
+    pending_.push_back(
+        {++step_, rate, batch.num_tokens, torch::stack({loss.detach(), means[0], means[1], norm})});
+  }
+
+  /// Writes the steps since the last call.
+  void read_losses(examples::Progress& progress) {
+    if (pending_.empty()) return;
+    double text = 0, image = 0;
+    int64_t tokens = 0;
+    for (const Pending& one : pending_) {
+      const torch::Tensor host = one.numbers.to(torch::kCPU, torch::kFloat64);
+      const auto* numbers = host.const_data_ptr<double>();
+      if (!std::isfinite(numbers[0])) {
+        throw Failure(
+            fmt::format("the loss is {} at step {}; a smaller --lr may help", numbers[0], one.step));
+      }
+      constexpr const char* kLine =
+          R"({{"step": {}, "kind": "train", "loss": {}, "text": {}, "image": {}, "lr": {}, "grad_norm": {}}})";
+      metrics_->write(fmt::format(kLine, one.step, numbers[0], numbers[1], numbers[2], one.rate, numbers[3]));
+      text += numbers[1];
+      image += numbers[2];
+      tokens += one.tokens;
+    }
+    const auto count = static_cast<double>(pending_.size());
+    pending_.clear();
+    progress.show(step_, text / count, image / count, tokens);
+  }
+
+  void evaluate(examples::Progress& progress) {
+    read_losses(progress);
+    const torch::NoGradGuard no_grad;
+    torch::Tensor sums = torch::zeros({2}, torch::kFloat64), counts = sums.clone();
+    for (int64_t index = 0; index < stream_.held_out; ++index) {
+      const auto losses = losses_of(stream_.validation(index, device_));
+      sums += losses.cross_entropy.cpu();
+      counts += losses.count.cpu();
+    }
+    const double text = (sums / counts)[0].item<double>(), image = (sums / counts)[1].item<double>();
+    constexpr const char* kLine = R"({{"step": {}, "kind": "validation", "text": {}, "image": {}}})";
+    metrics_->write(fmt::format(kLine, step_, text, image));
+    progress.print(fmt::format("step {}: held-out text {:.3f}, image {:.3f}", step_, text, image));
+    progress.resume();
+  }
+
+  void save(examples::Progress& progress) {
+    read_losses(progress);
+    examples::Dict content = examples::make_dict();
+    content.insert("settings", settings_);
+    content.insert("step", step_);
+    content.insert("metrics_length", metrics_->sync());
+    content.insert("model", examples::state_dict(model_));
+    content.insert("optimizer", optimizer_.state_dict(examples::learning_rate(step_, steps_, peak_)));
+    examples::save_dict(content, checkpoint_path());
+    saved_step_ = step_;
+    progress.resume();
+  }
+
+  /// \return the length that metrics.jsonl had.
+  int64_t restore() {
+    const examples::Dict content = examples::load_dict(checkpoint_path());
+    if (!content.contains("settings")) throw Failure(folder_ + " holds a run of another program");
+    const std::string saved = content.at("settings").toStringRef();
+    if (saved != settings_) {
+      constexpr const char* kText =
+          "{} holds a run of {}, not {}; choose another --output, or --fresh to start over";
+      throw Failure(fmt::format(kText, folder_, saved, settings_));
+    }
+    examples::load_state_dict(model_, examples::weights_of(content));
+    optimizer_.load_state_dict(content.at("optimizer"));
+    step_ = saved_step_ = content.at("step").toInt();
+    return content.at("metrics_length").toInt();
+  }
+
+  torch::Device device_;
+  bool amp_;
+  examples::TokenStream stream_;
+  std::string folder_;
+  int64_t steps_;
+  double peak_, clip_;
+  int64_t save_every_, eval_every_;
+  Decoder model_;
+  examples::AdamW optimizer_;
+  std::string settings_;
+  std::optional<examples::Metrics> metrics_;
+  std::vector<Pending> pending_;
+  int64_t step_ = 0, saved_step_ = 0;
+};
+
+int train(int argc, char** argv) {
+  const Arguments args(argc, argv, kNames, {"--fresh", "--amp"});
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGTERM, request_stop);
+  return Run(args).go();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return examples::run(argc, argv, "train", kUsage, train); }
