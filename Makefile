@@ -14,7 +14,7 @@ JOBS ?= $(shell nproc)
 
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
-CPP_SOURCES = $(shell git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+CPP_SOURCES = $(shell git ls-files 'csrc/*' 'benchmarks/cpp/*' 'examples/cpp/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu|cuh)$$')
 BUILD_INPUTS = $(shell find csrc cmake CMakeLists.txt setup.py pyproject.toml tools/build_backend.py -type f)
 
 .PHONY: demo test test-cpp test-python lint format clean

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <mixture_of_mamba/models/decoder.h>
+#include <mixture_of_mamba/nn.h>
+#include <torch/nn/modules/embedding.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -20,14 +21,16 @@ namespace examples {
 /// from the other's.
 class AdamW {
  public:
-  AdamW(mixture_of_mamba::models::DecoderImpl& model, double weight_decay)
+  AdamW(const torch::nn::Module& model, double weight_decay)
       : groups_{{.weight_decay = weight_decay}, {.weight_decay = 0.0}} {
-    std::set<const void*> exempt{model.embedding->weight.unsafeGetTensorImpl(),
-                                 model.slots->weight.unsafeGetTensorImpl()};
-    for (const auto& mixer : *model.mixers) {
-      const auto* layer = mixer->as<mixture_of_mamba::nn::MixtureOfMambaImpl>();
-      for (const auto& one : layer->parameters_without_weight_decay())
-        exempt.insert(one.unsafeGetTensorImpl());
+    std::set<const void*> exempt;
+    for (const auto& module : model.modules(/*include_self=*/false)) {
+      if (const auto* embedding = module->as<torch::nn::Embedding>()) {
+        exempt.insert(embedding->weight.unsafeGetTensorImpl());
+      } else if (const auto* layer = module->as<mixture_of_mamba::nn::MixtureOfMamba>()) {
+        for (const auto& one : layer->parameters_without_weight_decay())
+          exempt.insert(one.unsafeGetTensorImpl());
+      }
     }
     for (const torch::Tensor& parameter : model.parameters()) {
       const bool decays = parameter.dim() >= 2 && !exempt.contains(parameter.unsafeGetTensorImpl());

@@ -6,9 +6,11 @@
 #include <torch/cuda.h>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,6 +20,28 @@
 // Command line of the examples. Whatever is wrong gets one line on stderr and exit status 2.
 
 namespace examples {
+
+/// The projections per modality that --mixer names: mom, mamba, or some of them with commas.
+inline std::vector<std::string> decoupled(const std::string& mixer) {
+  const std::vector<std::string> all{"in_proj", "x_proj", "dt_proj", "out_proj"};
+  if (mixer == "mom") return all;
+  if (mixer == "mamba") return {};
+  std::set<std::string> named;
+  std::istringstream names(mixer);
+  bool fine = !mixer.empty();
+  for (std::string name; std::getline(names, name, ',');) {
+    fine &= std::find(all.begin(), all.end(), name) != all.end() && named.insert(name).second;
+  }
+  if (!fine) {
+    throw Failure(fmt::format("--mixer must be mom, mamba, or some of {} with commas, got '{}'",
+                              fmt::join(all, ", "), mixer));
+  }
+  std::vector<std::string> chosen;
+  for (const std::string& name : all) {
+    if (named.contains(name)) chosen.push_back(name);
+  }
+  return chosen;
+}
 
 /// Options `--name value`, and `--flag` for those named in `flags`.
 class Arguments {

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <mixture_of_mamba/models/decoder.h>
+#include <mixture_of_mamba/models.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -15,31 +15,50 @@
 
 namespace examples {
 
-/// The state dict in a checkpoint: under "model", or the dict itself.
+/// The state dict in a checkpoint: under "model", or the dict itself. What chameleon.py trains holds the
+/// model under a name, which is taken off.
 inline Dict weights_of(const Dict& checkpoint) {
   const auto found = checkpoint.find("model");
-  return found == checkpoint.end() ? checkpoint : found->value().toGenericDict();
+  const Dict weights = found == checkpoint.end() ? checkpoint : found->value().toGenericDict();
+  const std::string wrapper = "model.";
+  Dict bare = make_dict();
+  for (const auto& entry : weights) {
+    if (!entry.key().isString() || !entry.value().isTensor())
+      throw Failure("the weights must be named tensors");
+    const std::string name = entry.key().toStringRef();
+    bare.insert(name.starts_with(wrapper) ? name.substr(wrapper.size()) : name, entry.value());
+  }
+  return bare;
 }
 
 inline torch::Tensor weight(const Dict& weights, const std::string& name) {
   const auto found = weights.find(name);
-  if (found == weights.end()) throw Failure("the weights are not a Decoder's: they lack " + name);
+  if (found == weights.end()) throw Failure("the weights are not a Chameleon's: they lack " + name);
   return found->value().toTensor();
 }
 
-/// A decoder's options from the shapes of its weights.
-inline mixture_of_mamba::models::DecoderOptions options_of(const Dict& weights) {
-  const torch::Tensor embedding = weight(weights, "embedding.weight"),
-                      slots = weight(weights, "slots.weight");
-  int64_t layers = 0, modalities = 0;
-  while (weights.contains(fmt::format("norms.{}.weight", layers))) ++layers;
-  while (weights.contains(fmt::format("mixers.0.in_proj.{}.weight", modalities))) ++modalities;
-  auto options = mixture_of_mamba::models::DecoderOptions(embedding.size(0), slots.size(0), embedding.size(1),
-                                                          layers, modalities == 0 ? 2 : modalities);
-  return options.mixer(modalities == 0 ? "mamba" : "mom");
+/// A model's options from the shapes of its weights.
+inline mixture_of_mamba::models::ChameleonOptions options_of(
+    const Dict& weights, const mixture_of_mamba::models::Vocabulary& vocabulary) {
+  const std::string first = "decoder.layers.0.mixers.0.";
+  int64_t layers = 0, mixers = 0;
+  while (weights.contains(fmt::format("decoder.layers.{}.mixers.0.A_log", layers))) ++layers;
+  while (weights.contains(fmt::format("decoder.layers.0.mixers.{}.A_log", mixers))) ++mixers;
+  std::vector<std::string> decouple;
+  for (const char* name : {"in_proj", "x_proj", "dt_proj", "out_proj"}) {
+    if (weights.contains(first + name + ".0.weight")) decouple.push_back(name);
+  }
+  auto options = mixture_of_mamba::models::DecoderOptions(weight(weights, "embedding.weight").size(1), layers)
+                     .num_modalities(vocabulary.num_modalities())
+                     .decouple(decouple)
+                     .mixers_per_layer(mixers)
+                     .d_state(weight(weights, first + "A_log").size(1))
+                     .d_conv(weight(weights, first + "conv1d.weight").size(2));
+  return mixture_of_mamba::models::ChameleonOptions(options, vocabulary)
+      .tied(!weights.contains("head.weight"));
 }
 
-inline Dict state_dict(const mixture_of_mamba::models::Decoder& model) {
+inline Dict state_dict(const mixture_of_mamba::models::Chameleon& model) {
   Dict weights = make_dict();
   for (const auto& entry : model->named_parameters())
     weights.insert(entry.key(), entry.value().detach().cpu());
@@ -47,7 +66,7 @@ inline Dict state_dict(const mixture_of_mamba::models::Decoder& model) {
 }
 
 /// Copies all weights; names and shapes must be the model's.
-inline void load_state_dict(mixture_of_mamba::models::Decoder& model, const Dict& weights) {
+inline void load_state_dict(mixture_of_mamba::models::Chameleon& model, const Dict& weights) {
   torch::NoGradGuard no_grad;
   const auto parameters = model->named_parameters();
   for (const auto& entry : parameters) {

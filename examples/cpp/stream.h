@@ -2,9 +2,10 @@
 #pragma once
 
 #include <fmt/format.h>
-#include <mixture_of_mamba/routing.h>
+#include <mixture_of_mamba/models.h>
 #include <torch/types.h>
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -13,22 +14,18 @@
 
 // Batches that examples/python/export_stream.py wrote. The file is int32, little-endian:
 //
-//   header  [16]                                        magic, version, then the sizes below, then zeros
-//   data    [batches + held_out, 4, batch, length]      tokens, slots, modality, labels, all in time order
+//   header   [16]                      magic, version, then the sizes below, then zeros
+//   tokens   [steps * batch, length]   of every step's batch, in time order; -1 is padding
+//   tokens   [held_out, length]        of the samples to validate on
 //
 // It is mapped into memory, so a batch is read from the disk when it is used.
 
 namespace examples {
 
-constexpr int64_t kNumModalities = 2;
-
-/// Ready for the decoder: integers [batch, length] in sorted order, on the device that trains.
 struct Batch {
-  mixture_of_mamba::Routing routing;  ///< of the input tokens
-  torch::Tensor tokens;
-  torch::Tensor slots;   ///< 0 outside of pictures; 1 .. where the next token is that code of a picture
-  torch::Tensor labels;  ///< the token that follows each; -100 where there is none
-  int64_t num_tokens;    ///< that are not padding
+  torch::Tensor tokens;               ///< int64 [batch, length], on the device that trains
+  mixture_of_mamba::Routing routing;  ///< of them, made on the CPU: the host knows each modality's rows
+  int64_t num_tokens;                 ///< that are no padding
 };
 
 class TokenStream {
@@ -44,38 +41,50 @@ class TokenStream {
       throw Failure(path + " is not a stream that this version's export_stream.py wrote");
     }
     const int32_t* next = header + 2;
-    for (int64_t* size : {&batches, &held_out, &batch, &length, &vocabulary, &slots, &first_code})
-      *size = *next++;
-    const int64_t expected = kHeader + (batches + held_out) * 4 * batch * length;
+    for (int64_t* size : {&steps, &batch, &held_out, &length}) *size = *next++;
+    for (int64_t& size : vocabulary_) size = *next++;
+    const int64_t expected = kHeader + (steps * batch + held_out) * length;
     if (numbers != expected) {
       throw Failure(
           fmt::format("{} must have {} bytes by its header, got {}", path, 4 * expected, 4 * numbers));
     }
-    data_ = file.slice(0, kHeader).view({batches + held_out, 4, batch, length});
+    rows_ = file.slice(0, kHeader).view({steps * batch + held_out, length});
+  }
+
+  mixture_of_mamba::models::Vocabulary vocabulary() const {
+    const auto [words, codes, begin, end, patches] = vocabulary_;
+    return mixture_of_mamba::models::Vocabulary({{words}, {codes, begin, end, patches}});
   }
 
   /// The batch of a step; after the last batch the first comes again.
-  Batch training(int64_t step, torch::Device device) const { return at(step % batches, device); }
-  Batch validation(int64_t index, torch::Device device) const { return at(batches + index, device); }
-
-  int64_t batches, held_out, batch, length;
-  int64_t vocabulary, slots, first_code;
-
- private:
-  static constexpr int32_t kMagic = 0x534d6f4d, kVersion = 1;  // "MoMS"
-  static constexpr int64_t kHeader = 16;
-
-  Batch at(int64_t index, torch::Device device) const {
-    const torch::Tensor host = data_[index].to(torch::kInt64);
-    const torch::Tensor modality = host[2];
-    // Made of ids on the CPU, so the host knows each modality's rows and nothing waits for the device.
-    const auto routing = mixture_of_mamba::Routing::from_ids(modality, kNumModalities, {.device = device});
-    const torch::Tensor data = device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host;
-    return {routing, routing.sort(data[0]), routing.sort(data[1]), routing.sort(data[3]),
-            modality.ge(0).sum().item<int64_t>()};
+  Batch training(int64_t step, torch::Device device) const {
+    const int64_t first = step % steps * batch;
+    return rows(first, first + batch, device);
   }
 
-  torch::Tensor data_;
+  /// Held-out samples [first, last).
+  Batch validation(int64_t first, int64_t last, torch::Device device) const {
+    return rows(steps * batch + first, steps * batch + last, device);
+  }
+
+  int64_t steps, batch, held_out, length;
+
+ private:
+  static constexpr int32_t kMagic = 0x534d6f4d, kVersion = 2;  // "MoMS"
+  static constexpr int64_t kHeader = 16;
+
+  Batch rows(int64_t first, int64_t last, torch::Device device) const {
+    const torch::Tensor host = rows_.slice(0, first, last).to(torch::kInt64);
+    const auto vocabulary = this->vocabulary();
+    const auto routing = mixture_of_mamba::Routing::from_ids(vocabulary.modality_of(host),
+                                                             vocabulary.num_modalities(), {.device = device});
+    const torch::Tensor tokens =
+        device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host;
+    return {tokens, routing, routing.host_offsets->const_data_ptr<int64_t>()[vocabulary.num_modalities()]};
+  }
+
+  torch::Tensor rows_;
+  std::array<int64_t, 5> vocabulary_;  // words, codes, begin and end of a picture, codes of one
 };
 
 }  // namespace examples

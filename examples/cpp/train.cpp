@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Trains a Chameleon-style decoder in C++, without Python, on the batches of
+// Trains a Chameleon in C++, without Python, on the batches of
 // examples/python/export_stream.py.
-#include <mixture_of_mamba/models/decoder.h>
+#include <mixture_of_mamba/models.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -24,7 +24,8 @@ namespace {
 
 using examples::Arguments;
 using examples::Failure;
-using mixture_of_mamba::models::Decoder;
+using mixture_of_mamba::models::Chameleon;
+using mixture_of_mamba::models::ChameleonOptions;
 using mixture_of_mamba::models::DecoderOptions;
 
 constexpr const char* kUsage = R"(train --data FILE --output FOLDER [options]
@@ -33,7 +34,7 @@ constexpr const char* kUsage = R"(train --data FILE --output FOLDER [options]
   --output FOLDER       for metrics.jsonl and checkpoint.pt; a run that is there goes on
   --fresh               start over instead
   --weights FILE        begin with the weights of a checkpoint, of this program or of chameleon.py
-  --mixer mom|mamba     Mixture-of-Mamba or dense (mom)
+  --mixer NAMES         mom, mamba (dense), or projections per modality, as in in_proj,out_proj (mom)
   --d-model N           width (128)
   --layers N            depth (4)
   --steps N             optimiser steps (one for each batch; more begin again)
@@ -50,8 +51,8 @@ const std::set<std::string> kNames = {
     "--data", "--output",       "--weights", "--mixer", "--d-model", "--layers",     "--steps",
     "--lr",   "--weight-decay", "--clip",    "--seed",  "--device",  "--save-every", "--eval-every",
 };
-constexpr double kZLossWeight = 1e-5;     // Lumina-mGPT's, which trains Chameleon
 constexpr int64_t kReadLossesEvery = 10;  // steps; reading them waits for the device
+constexpr int64_t kEvaluationBatch = 32;
 
 volatile std::sig_atomic_t stop_requested = 0;
 
@@ -67,7 +68,7 @@ class Run {
         amp_(args.has("--amp")),
         stream_(args.required("--data")),
         folder_(args.required("--output")),
-        steps_(args.integer("--steps", stream_.batches)),
+        steps_(args.integer("--steps", stream_.steps)),
         peak_(args.number("--lr", 4e-3)),
         clip_(args.number("--clip", 1)),
         save_every_(args.integer("--save-every", 100)),
@@ -77,16 +78,17 @@ class Run {
         settings_(settings(args)) {
     std::filesystem::create_directories(folder_);
     if (args.has("--fresh")) std::filesystem::remove(checkpoint_path());
-    const int64_t length = std::filesystem::exists(checkpoint_path()) ? restore() : 0;
-    metrics_.emplace(folder_ + "/metrics.jsonl", length);
+    const Lengths lengths = std::filesystem::exists(checkpoint_path()) ? restore() : Lengths{};
+    metrics_.emplace(folder_ + "/metrics.jsonl", lengths.metrics);
+    timing_.emplace(folder_ + "/timing.jsonl", lengths.timing);
   }
 
   int go() {
     int64_t parameters = 0;
     for (const torch::Tensor& parameter : model_->parameters()) parameters += parameter.numel();
-    fmt::print("{} on {}: {} parameters\n", model_->options.mixer(), device_.str(), parameters);
+    fmt::print("{} parameters on {}\n", parameters, device_.str());
     if (step_ > 0) fmt::print("going on from step {} in {} (--fresh starts over)\n", step_, folder_);
-    examples::Progress progress(step_, steps_);
+    examples::Progress progress(step_, steps_, seconds_, tokens_);
     while (step_ < steps_ && !stop_requested) {
       one_step();
       const auto due = [this](int64_t every) { return step_ % every == 0 || step_ == steps_; };
@@ -101,6 +103,10 @@ class Run {
   }
 
  private:
+  struct Lengths {
+    int64_t metrics = 0, timing = 0;
+  };
+
   struct Pending {
     int64_t step;
     double rate;
@@ -108,11 +114,12 @@ class Run {
     torch::Tensor numbers;  // loss, text, image, gradient norm
   };
 
-  Decoder make_model(const Arguments& args) const {
+  Chameleon make_model(const Arguments& args) const {
     torch::manual_seed(static_cast<uint64_t>(args.integer("--seed", 0, 0)));
-    DecoderOptions options(stream_.vocabulary, stream_.slots, args.integer("--d-model", 128),
-                           args.integer("--layers", 4), examples::kNumModalities);
-    Decoder model(options.mixer(args.one_of("--mixer", {"mom", "mamba"})));
+    auto options = DecoderOptions(args.integer("--d-model", 128), args.integer("--layers", 4))
+                       .decouple(examples::decoupled(args.text("--mixer", "mom")))
+                       .mixers_per_layer(1);
+    Chameleon model(ChameleonOptions(options, stream_.vocabulary()).tied(true));
     if (args.has("--weights")) {
       examples::load_state_dict(model, examples::weights_of(examples::load_dict(args.required("--weights"))));
     }
@@ -122,10 +129,10 @@ class Run {
 
   /// What a run and its continuation must agree on.
   std::string settings(const Arguments& args) const {
-    const DecoderOptions& model = model_->options;
+    const DecoderOptions& model = model_->options.decoder();
     return fmt::format(
         "{} {} x {}, {} steps over {} batches of {} x {}, lr {}, weight decay {}, clip {}, seed {}{}",
-        model.mixer(), model.layers(), model.d_model(), steps_, stream_.batches, stream_.batch,
+        args.text("--mixer", "mom"), model.layers(), model.d_model(), steps_, stream_.steps, stream_.batch,
         stream_.length, peak_, args.number("--weight-decay", 0.1), clip_, args.integer("--seed", 0, 0),
         amp_ ? ", amp" : "");
   }
@@ -133,24 +140,20 @@ class Run {
   std::string checkpoint_path() const { return folder_ + "/checkpoint.pt"; }
 
   mixture_of_mamba::models::ModalityLosses losses_of(const examples::Batch& batch) {
-    torch::Tensor logits;
-    {
-      const examples::Autocast autocast(device_.type(), amp_);
-      logits = model_->forward(batch.tokens, batch.slots, batch.routing);
-    }
-    return mixture_of_mamba::models::modality_losses(logits, batch.labels, stream_.first_code);
+    const examples::Autocast autocast(device_.type(), amp_);
+    return model_->loss(batch.tokens, batch.routing);
   }
 
   void one_step() {
     const double rate = examples::learning_rate(step_, steps_, peak_);
     const examples::Batch batch = stream_.training(step_, device_);
     const auto losses = losses_of(batch);
-    const torch::Tensor loss = (losses.cross_entropy + kZLossWeight * losses.z).sum() / losses.count.sum();
+    const torch::Tensor loss = losses.total();
     loss.backward();
     const torch::Tensor norm = optimizer_.clip_gradients(clip_);
     optimizer_.step(rate);
     model_->zero_grad();
-    const torch::Tensor means = (losses.cross_entropy / losses.count).detach();
+    const torch::Tensor means = losses.means().detach();
     pending_.push_back(
         {++step_, rate, batch.num_tokens, torch::stack({loss.detach(), means[0], means[1], norm})});
   }
@@ -183,14 +186,18 @@ class Run {
     read_losses(progress);
     const torch::NoGradGuard no_grad;
     torch::Tensor sums = torch::zeros({2}, torch::kFloat64), counts = sums.clone();
-    for (int64_t index = 0; index < stream_.held_out; ++index) {
-      const auto losses = losses_of(stream_.validation(index, device_));
+    for (int64_t first = 0; first < stream_.held_out; first += kEvaluationBatch) {
+      const int64_t last = std::min(first + kEvaluationBatch, stream_.held_out);
+      const auto losses = losses_of(stream_.validation(first, last, device_));
       sums += losses.cross_entropy.cpu();
       counts += losses.count.cpu();
     }
     const double text = (sums / counts)[0].item<double>(), image = (sums / counts)[1].item<double>();
     constexpr const char* kLine = R"({{"step": {}, "kind": "validation", "text": {}, "image": {}}})";
     metrics_->write(fmt::format(kLine, step_, text, image));
+    constexpr const char* kTiming =
+        R"({{"step": {}, "tokens": {}, "training_seconds": {:.3f}, "tokens_per_second": {:.0f}}})";
+    timing_->write(fmt::format(kTiming, step_, progress.tokens(), progress.seconds(), progress.rate()));
     progress.print(fmt::format("step {}: held-out text {:.3f}, image {:.3f}", step_, text, image));
     progress.resume();
   }
@@ -200,7 +207,10 @@ class Run {
     examples::Dict content = examples::make_dict();
     content.insert("settings", settings_);
     content.insert("step", step_);
+    content.insert("seconds", progress.seconds());
+    content.insert("tokens", progress.tokens());
     content.insert("metrics_length", metrics_->sync());
+    content.insert("timing_length", timing_->sync());
     content.insert("model", examples::state_dict(model_));
     content.insert("optimizer", optimizer_.state_dict(examples::learning_rate(step_, steps_, peak_)));
     examples::save_dict(content, checkpoint_path());
@@ -208,8 +218,8 @@ class Run {
     progress.resume();
   }
 
-  /// \return the length that metrics.jsonl had.
-  int64_t restore() {
+  /// \return what the files of numbers had when the checkpoint was made.
+  Lengths restore() {
     const examples::Dict content = examples::load_dict(checkpoint_path());
     if (!content.contains("settings")) throw Failure(folder_ + " holds a run of another program");
     const std::string saved = content.at("settings").toStringRef();
@@ -221,7 +231,9 @@ class Run {
     examples::load_state_dict(model_, examples::weights_of(content));
     optimizer_.load_state_dict(content.at("optimizer"));
     step_ = saved_step_ = content.at("step").toInt();
-    return content.at("metrics_length").toInt();
+    seconds_ = content.at("seconds").toDouble();
+    tokens_ = content.at("tokens").toInt();
+    return {content.at("metrics_length").toInt(), content.at("timing_length").toInt()};
   }
 
   torch::Device device_;
@@ -231,12 +243,14 @@ class Run {
   int64_t steps_;
   double peak_, clip_;
   int64_t save_every_, eval_every_;
-  Decoder model_;
+  Chameleon model_;
   examples::AdamW optimizer_;
   std::string settings_;
-  std::optional<examples::Metrics> metrics_;
+  std::optional<examples::Metrics> metrics_, timing_;
   std::vector<Pending> pending_;
   int64_t step_ = 0, saved_step_ = 0;
+  double seconds_ = 0;  // of training before this process, and tokens
+  int64_t tokens_ = 0;
 };
 
 int train(int argc, char** argv) {

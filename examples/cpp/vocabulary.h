@@ -2,9 +2,11 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixture_of_mamba/models/vocabulary.h>
 
 #include <cstdint>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <unordered_map>
@@ -14,31 +16,44 @@
 
 namespace examples {
 
-/// Words and image codes in one numbering: the lines of words.txt, then codes, written [0], [1], ...
-class Vocabulary {
+/// Words and image codes in one numbering: a vocabulary.txt, whose first line says how many codes there are
+/// and how many one picture has. Codes are written [0], [1], ...
+class Words {
  public:
-  explicit Vocabulary(const std::string& path) {
+  explicit Words(const std::string& path) {
     std::ifstream file(path);
     if (!file) throw Failure(path + " cannot be opened; examples/python/export_stream.py writes it");
-    for (std::string word; std::getline(file, word);) {
-      ids_[word] = first_code();
-      words_.push_back(word);
+    std::string name, line;
+    std::getline(file, line);
+    std::istringstream sizes(line);
+    if (!(sizes >> name >> codes_ >> patches_) || name != "image") {
+      throw Failure(path + " is not a vocabulary.txt of export_stream.py");
     }
-    for (const char* word : {"<boi>", "<eos>"}) {
+    while (std::getline(file, line)) {
+      ids_[line] = first_code();
+      words_.push_back(line);
+    }
+    for (const char* word : {"<boi>", "<eoi>", "<eos>"}) {
       if (!ids_.contains(word))
-        throw Failure(path + " is not a words.txt of export_stream.py: it lacks " + word);
+        throw Failure(path + " is not a vocabulary.txt of export_stream.py: it lacks " + word);
     }
   }
 
+  mixture_of_mamba::models::Vocabulary vocabulary() const {
+    return mixture_of_mamba::models::Vocabulary(
+        {{first_code()}, {codes_, id("<boi>"), id("<eoi>"), patches_}});
+  }
+
   int64_t first_code() const { return static_cast<int64_t>(words_.size()); }
+  int64_t patches() const { return patches_; }
   int64_t id(const std::string& word) const { return ids_.at(word); }
 
-  std::vector<int64_t> encode(const std::string& text, int64_t codes) const {
+  std::vector<int64_t> encode(const std::string& text) const {
     std::vector<int64_t> ids;
     std::istringstream stream(text);
     for (std::string word; stream >> word;) {
       const auto found = ids_.find(word);
-      ids.push_back(found != ids_.end() ? found->second : first_code() + code(word, codes));
+      ids.push_back(found != ids_.end() ? found->second : first_code() + code(word));
     }
     return ids;
   }
@@ -48,45 +63,63 @@ class Vocabulary {
   }
 
  private:
-  static int64_t code(const std::string& word, int64_t codes) {
+  int64_t code(const std::string& word) const {
     int64_t value = -1;
     char bracket = 0;
     std::istringstream stream(word);
-    if (stream >> bracket >> value && bracket == '[' && value >= 0 && value < codes &&
+    if (stream >> bracket >> value && bracket == '[' && value >= 0 && value < codes_ &&
         word == fmt::format("[{}]", value)) {
       return value;
     }
-    throw Failure(fmt::format("--prompt must hold words of words.txt and image codes [0] .. [{}], got '{}'",
-                              codes - 1, word));
+    throw Failure(
+        fmt::format("--prompt must hold words of vocabulary.txt and image codes [0] .. [{}], got '{}'",
+                    codes_ - 1, word));
   }
 
+  int64_t codes_ = 0, patches_ = 0;
   std::vector<std::string> words_;
   std::unordered_map<std::string, int64_t> ids_;
 };
 
-/// Follows a sequence and says of each token which modality it has and which place of a picture comes next.
-class Position {
+/// Follows a sequence and says which tokens may come next: text but no end of a picture; in a picture codes,
+/// and its end alone when it is complete.
+class Regions {
  public:
-  Position(const Vocabulary& vocabulary, int64_t slots)
-      : begin_(vocabulary.id("<boi>")), first_code_(vocabulary.first_code()), slots_(slots) {}
+  explicit Regions(const Words& words)
+      : begin_(words.id("<boi>")),
+        end_(words.id("<eoi>")),
+        first_code_(words.first_code()),
+        patches_(words.patches()) {}
 
-  /// Read a token. \return its modality: 0 text, 1 image.
-  int64_t read(int64_t token) {
-    const bool image = token >= first_code_;
-    if (token == begin_) {
-      slot_ = 1;
+  void read(int64_t token) {
+    if (token == begin_ || token == end_) {
+      inside_ = token == begin_;
+      codes_ = 0;
     } else {
-      slot_ = image && slot_ > 0 ? (slot_ + 1) % slots_ : 0;
+      ++codes_;
     }
-    return image;
   }
 
-  /// 1 .. slots - 1 when the next token is that code of a picture, else 0.
-  int64_t slot() const { return slot_; }
+  /// \param logits [vocabulary]. \return a copy with -inf where a token may not follow.
+  torch::Tensor mask(const torch::Tensor& logits) const {
+    constexpr double kNever = -std::numeric_limits<double>::infinity();
+    torch::Tensor masked = logits.clone();
+    if (!inside_) {
+      masked.slice(0, first_code_).fill_(kNever);
+      masked[end_] = kNever;
+    } else if (codes_ < patches_) {
+      masked.slice(0, 0, first_code_).fill_(kNever);
+    } else {
+      masked.fill_(kNever);
+      masked[end_] = 0;
+    }
+    return masked;
+  }
 
  private:
-  int64_t begin_, first_code_, slots_;
-  int64_t slot_ = 0;
+  int64_t begin_, end_, first_code_, patches_;
+  bool inside_ = false;
+  int64_t codes_ = 0;
 };
 
 }  // namespace examples

