@@ -23,9 +23,10 @@ inline std::string text_of(double value) {
   return text.find_first_not_of("-0123456789") == std::string::npos ? text + ".0" : text;
 }
 
-inline std::string dtype_of(const torch::Tensor& tensor) {
-  return "torch." + std::string(c10::getDtypeNames(tensor.scalar_type()).first);
+inline std::string name_of(torch::Dtype dtype) {
+  return "torch." + std::string(c10::getDtypeNames(dtype).first);
 }
+inline std::string dtype_of(const torch::Tensor& tensor) { return name_of(tensor.scalar_type()); }
 
 // Python's ValueError.
 template <typename... Arguments>

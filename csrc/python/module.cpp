@@ -51,6 +51,10 @@ std::shared_ptr<nn::MixtureOfMambaImpl> make_layer(int64_t d_model, int64_t num_
       options.memory(py::cast<std::string>(value));
     else if (name == "bcdt_norm")
       options.bcdt_norm(py::cast<bool>(value));
+    else if (name == "shared_expert")
+      options.shared_expert(py::cast<std::vector<std::string>>(value));
+    else if (name == "dt_min")
+      options.dt_min(py::cast<double>(value));
     else if (name == "dt_limit")
       options.dt_limit(py::cast<std::pair<double, double>>(value));
     else

@@ -6,8 +6,10 @@
 #include <cmath>
 #include <limits>
 
-#include "intervals.h"
+#include "linear_of_all.h"
 #include "mixture_of_mamba/ops.h"
+#include "per_row.h"
+#include "scan_of_pairs.h"
 #include "text.h"
 
 namespace mixture_of_mamba::frontend {
@@ -37,22 +39,10 @@ Tensor decay_rates(const MixtureOfMambaImpl& layer) {
   return -torch::exp(A_log.to(torch::promote_types(A_log.scalar_type(), torch::kFloat32)));
 }
 
-// A shared projection: one GEMM over all rows, which must leave padding rows out when there are any.
-Tensor project_shared(const torch::nn::Linear& linear, const Tensor& x, const OptionalRouting& routing,
-                      bool use_bias) {
-  const Tensor bias = use_bias ? linear->bias : Tensor();
-  if (!routing || !routing->has_padding) return torch::linear(x, linear->weight, optional(bias));
-  const Routing merged = routing->merged();
-  std::vector<Tensor> biases;
-  if (bias.defined()) biases.push_back(bias);
-  return grouped_linear(x, {linear->weight}, biases, merged.offsets, merged.host_offsets);
-}
-
-Tensor project(const nn::Projection& projection, const Tensor& x, const OptionalRouting& routing,
-               bool use_bias = true) {
-  if (projection.shared) return project_shared(projection.shared, x, routing, use_bias);
-  const std::vector<Tensor> biases = use_bias ? projection.biases() : std::vector<Tensor>{};
-  return grouped_linear(x, projection.weights(), biases, routing->offsets, routing->host_offsets);
+Tensor project(const nn::Projection& projection, const Tensor& x, const OptionalRouting& routing) {
+  const torch::nn::Linear& shared = projection.shared;
+  if (shared) return linear_of_all(x, shared->weight, shared->bias, routing);
+  return projection.decoupled.ptr()->forward(x, *routing);
 }
 
 // Computed in the weight's dtype where that is wider, as under autocast; rounded, so as not to widen the
@@ -72,18 +62,7 @@ double inverse_softplus(double delta) {
 // a percent.
 Tensor limited_dt(const Tensor& dt, const OptionalTensor& dt_bias, const std::pair<double, double>& limit,
                   const OptionalRouting& routing) {
-  Tensor wide = dt.to(torch::promote_types(dt.scalar_type(), torch::kFloat32));
-  if (dt_bias) {
-    Tensor bias = dt_bias->to(wide.scalar_type());
-    if (bias.dim() == 2) {
-      // Each row's bias. Padding takes the last modality's; the scan passes over it and sends back zeros.
-      const Tensor rows = torch::arange(routing->num_tokens(), wide.options().dtype(torch::kInt32));
-      const Tensor modality = interval_of(rows, routing->offsets);
-      bias = torch::embedding(bias, modality).view(wide.sizes());
-    }
-    wide = wide + bias;
-  }
-  return wide.clamp(inverse_softplus(limit.first), inverse_softplus(limit.second));
+  return with_bias(dt, dt_bias, routing).clamp(inverse_softplus(limit.first), inverse_softplus(limit.second));
 }
 
 struct ScanInputs {
@@ -96,13 +75,14 @@ ScanInputs scan_inputs(MixtureOfMambaImpl& layer, const Tensor& u, const Optiona
   const int64_t rank = layer.options.rank(), states = layer.options.d_state();
   const auto parts = project(layer.x_proj, u, routing).split_with_sizes({rank, states, states}, -1);
   const Tensor low = normalised(layer.dt_layernorm, parts[0]);
-  ScanInputs inputs{project(layer.dt_proj, low, routing, /*use_bias=*/false), std::nullopt,
-                    normalised(layer.b_layernorm, parts[1]), normalised(layer.c_layernorm, parts[2])};
-  const std::vector<Tensor> biases = layer.dt_proj.biases();
-  if (layer.dt_proj.shared) {
-    inputs.dt_bias = biases[0];
+  ScanInputs inputs{Tensor(), std::nullopt, normalised(layer.b_layernorm, parts[1]),
+                    normalised(layer.c_layernorm, parts[2])};
+  if (const torch::nn::Linear& shared = layer.dt_proj.shared) {
+    inputs.dt = linear_of_all(low, shared->weight, Tensor(), routing);
+    inputs.dt_bias = shared->bias;
   } else {
-    inputs.dt_bias = torch::stack(biases);
+    inputs.dt = grouped_linear(low, layer.dt_proj.weights(), {}, routing->offsets, routing->host_offsets);
+    inputs.dt_bias = torch::stack(layer.dt_proj.biases());
   }
   if (layer.options.dt_limit()) {
     inputs.dt = limited_dt(inputs.dt, inputs.dt_bias, *layer.options.dt_limit(), routing);
@@ -111,9 +91,30 @@ ScanInputs scan_inputs(MixtureOfMambaImpl& layer, const Tensor& u, const Optiona
   return inputs;
 }
 
-// Whether nothing is between the projections, and boundaries are on the host.
+PairScan pairs_of(const Tensor& u, const Tensor& z, const Tensor& A, const ScanInputs& in,
+                  const OptionalRouting& routing) {
+  return {u, in.dt, A, in.B, in.C, z, in.dt_bias, *routing};
+}
+
+// What the scan adds by itself; nothing when every modality has its own D.
+OptionalTensor fused_skip(const MixtureOfMambaImpl& layer) {
+  return layer.D.dim() == 1 ? OptionalTensor(layer.D) : std::nullopt;
+}
+
+// The scan's output with D * u * silu(z), which the scan leaves out where D or A is per modality. The rest is
+// gated already. This part is a few elementwise operators in float32 at least.
+Tensor with_skip(const MixtureOfMambaImpl& layer, const Tensor& y, const Tensor& u, const Tensor& z,
+                 const OptionalRouting& routing) {
+  if (layer.A_log.dim() == 2 && layer.D.dim() == 1) return y;
+  Tensor D = layer.D.to(torch::promote_types(layer.D.scalar_type(), torch::kFloat32));
+  if (D.dim() > 1) D = of_rows(D, *routing).view(u.sizes());
+  return (y + D * u * torch::silu(z.to(D.scalar_type()))).to(u.scalar_type());
+}
+
+// Whether nothing is between the projections, A and D are one for all, and boundaries are on the host.
 bool is_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, const OptionalRouting& routing) {
   if (routing && !routing->host_offsets && !x.is_cpu()) return false;
+  if (layer.A_log.dim() > 2 || layer.D.dim() > 1) return false;
   return !layer.options.dt_limit() && !layer.options.bcdt_norm();
 }
 
@@ -141,6 +142,43 @@ Mixed mix_in_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, cons
   }
   auto [y, conv, ssm] = mamba_block(x, parameters, options);
   return {y, MambaState{conv, ssm}};
+}
+
+// From the convolution's output to out_proj's input, and the last state.
+std::tuple<Tensor, Tensor> scan(MixtureOfMambaImpl& layer, const Tensor& u, const Tensor& z,
+                                const OptionalRouting& routing, const OptionalTensor& cu_seqlens,
+                                const OptionalTensor& initial_state) {
+  const ScanInputs in = scan_inputs(layer, u, routing);
+  const Tensor A = decay_rates(layer);
+  Tensor y, last;
+  if (A.dim() > 2) {
+    std::tie(y, last) = scan_of_pairs(pairs_of(u, z, A, in, routing), cu_seqlens, initial_state);
+  } else {
+    std::tie(y, last) = selective_scan(u, in.dt, A, in.B, in.C,
+                                       {.D = fused_skip(layer),
+                                        .z = z,
+                                        .dt_bias = in.dt_bias,
+                                        .rows = rows_of(routing),
+                                        .offsets = offsets_of(routing),
+                                        .cu_seqlens = cu_seqlens,
+                                        .initial_state = initial_state});
+  }
+  return {with_skip(layer, y, u, z, routing), last};
+}
+
+// The same for one or a few tokens, updating the state in place.
+Tensor scan_step(MixtureOfMambaImpl& layer, const Tensor& u, const Tensor& z, const OptionalRouting& routing,
+                 Tensor& state) {
+  const ScanInputs in = scan_inputs(layer, u, routing);
+  const Tensor A = decay_rates(layer);
+  const Tensor y = A.dim() > 2 ? scan_of_pairs_step(pairs_of(u, z, A, in, routing), state)
+                               : selective_scan_step(u, state, in.dt, A, in.B, in.C,
+                                                     {.D = fused_skip(layer),
+                                                      .z = z,
+                                                      .dt_bias = in.dt_bias,
+                                                      .rows = rows_of(routing),
+                                                      .offsets = offsets_of(routing)});
+  return with_skip(layer, y, u, z, routing);
 }
 
 }  // namespace
@@ -191,15 +229,8 @@ Mixed mix_step_by_step(MixtureOfMambaImpl& layer, const Tensor& x, const Optiona
                                   .offsets = offsets_of(routing),
                                   .cu_seqlens = cu_seqlens,
                                   .initial_state = state ? optional(state->conv) : std::nullopt});
-  const ScanInputs in = scan_inputs(layer, u, routing);
-  auto [y, ssm] = selective_scan(u, in.dt, decay_rates(layer), in.B, in.C,
-                                 {.D = layer.D,
-                                  .z = xz[1],
-                                  .dt_bias = in.dt_bias,
-                                  .rows = rows_of(routing),
-                                  .offsets = offsets_of(routing),
-                                  .cu_seqlens = cu_seqlens,
-                                  .initial_state = state ? optional(state->ssm) : std::nullopt});
+  const OptionalTensor start = state ? optional(state->ssm) : std::nullopt;
+  auto [y, ssm] = scan(layer, u, xz[1], routing, cu_seqlens, start);
   return {project(layer.out_proj, y, routing), MambaState{conv, ssm}};
 }
 
@@ -208,11 +239,7 @@ Tensor step(MixtureOfMambaImpl& layer, const Tensor& x, const OptionalRouting& r
   const auto xz = project(layer.in_proj, x, routing).chunk(2, -1);
   const Tensor u = causal_conv1d_step(xz[0], state.conv, conv_weight(layer), optional(layer.conv1d->bias),
                                       {.rows = rows, .offsets = offsets});
-  const ScanInputs in = scan_inputs(layer, u, routing);
-  const Tensor y = selective_scan_step(
-      u, state.ssm, in.dt, decay_rates(layer), in.B, in.C,
-      {.D = layer.D, .z = xz[1], .dt_bias = in.dt_bias, .rows = rows, .offsets = offsets});
-  return project(layer.out_proj, y, routing);
+  return project(layer.out_proj, scan_step(layer, u, xz[1], routing, state.ssm), routing);
 }
 
 }  // namespace mixture_of_mamba::frontend

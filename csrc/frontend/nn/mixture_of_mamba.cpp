@@ -14,17 +14,41 @@ namespace {
 
 using frontend::require_value;
 
+void check_sizes(const MixtureOfMambaOptions& options) {
+  const std::pair<const char*, int64_t> sizes[] = {
+      {"d_model", options.d_model()}, {"num_modalities", options.num_modalities()},
+      {"d_state", options.d_state()}, {"d_conv", options.d_conv()},
+      {"dt_rank", options.rank()},
+  };
+  for (const auto& [name, size] : sizes)
+    require_value(size >= 1, "{} must be at least 1, got {}", name, size);
+  require_value(options.expand() * static_cast<double>(options.d_model()) >= 1,
+                "expand must make d_inner = expand * d_model at least 1, got {}",
+                frontend::text_of(options.expand()));
+}
+
 void check(MixtureOfMambaOptions& options) {
-  frontend::check_names("decouple", options.decouple(), frontend::kProjections);
-  require_value(options.num_modalities() >= 1, "num_modalities must be at least 1, got {}",
-                options.num_modalities());
+  frontend::Names shareable;
+  for (const std::string& name : options.decouple()) {
+    if (frontend::contains(frontend::kProjections, name)) shareable.push_back(name);
+  }
+  frontend::check_names("decouple", options.decouple(), frontend::kDecoupled);
+  frontend::check_names("shared_expert", options.shared_expert(), shareable);
+  check_sizes(options);
+  require_value(0 < options.dt_min() && options.dt_min() <= options.dt_max(),
+                "dt_min and dt_max must have 0 < dt_min <= dt_max, got {} and {}",
+                frontend::text_of(options.dt_min()), frontend::text_of(options.dt_max()));
   require_value(options.dt_init() == "random" || options.dt_init() == "constant",
                 "dt_init must be \"random\" or \"constant\", got '{}'", options.dt_init());
   require_value(options.memory() == "default" || options.memory() == "lean",
                 "memory must be \"default\" or \"lean\", got '{}'", options.memory());
+  require_value(!options.dtype() || c10::isFloatingType(*options.dtype()),
+                "dtype must be a floating type, got {}",
+                options.dtype() ? frontend::name_of(*options.dtype()) : "");
   if (const auto limit = options.dt_limit()) {
     const auto [low, high] = *limit;
-    require_value(0 <= low && low < high, "dt_limit must have 0 <= low < high, got ({}, {})", low, high);
+    require_value(0 <= low && low < high, "dt_limit must have 0 <= low < high, got ({}, {})",
+                  frontend::text_of(low), frontend::text_of(high));
     if (low == 0 && high == std::numeric_limits<double>::infinity()) options.dt_limit(std::nullopt);
   }
 }
@@ -44,17 +68,14 @@ std::vector<torch::nn::Linear> Projection::linears() const {
 }
 
 std::vector<torch::Tensor> Projection::weights() const {
-  std::vector<torch::Tensor> tensors;
-  for (const torch::nn::Linear& linear : linears()) tensors.push_back(linear->weight);
-  return tensors;
+  if (shared) return {shared->weight};
+  return decoupled->weights();
 }
 
 std::vector<torch::Tensor> Projection::biases() const {
-  std::vector<torch::Tensor> tensors;
-  for (const torch::nn::Linear& linear : linears()) {
-    if (linear->bias.defined()) tensors.push_back(linear->bias);
-  }
-  return tensors;
+  if (!shared) return decoupled->biases();
+  if (!shared->bias.defined()) return {};
+  return {shared->bias};
 }
 
 MixtureOfMambaImpl::MixtureOfMambaImpl(int64_t d_model, int64_t num_modalities)
@@ -69,7 +90,9 @@ Projection MixtureOfMambaImpl::make_projection(const std::string& name, int64_t 
                                                int64_t out_features, bool bias) {
   Projection projection;
   if (frontend::contains(options.decouple(), name)) {
-    const auto each = ModalityLinearOptions(in_features, out_features, options.num_modalities()).bias(bias);
+    const auto each = ModalityLinearOptions(in_features, out_features, options.num_modalities())
+                          .bias(bias)
+                          .shared_expert(frontend::contains(options.shared_expert(), name));
     projection.decoupled = register_module(name, ModalityLinear(each));
   } else {
     const auto all = torch::nn::LinearOptions(in_features, out_features).bias(bias);
@@ -87,8 +110,12 @@ void MixtureOfMambaImpl::reset() {
       register_module("conv1d", torch::nn::Conv1d(torch::nn::Conv1dOptions(conv).bias(options.conv_bias())));
   x_proj = make_projection("x_proj", inner, rank + 2 * states, false);
   dt_proj = make_projection("dt_proj", rank, inner, true);
-  A_log = register_parameter("A_log", torch::empty({inner, states}, torch::kFloat32));
-  D = register_parameter("D", torch::empty({inner}, torch::kFloat32));
+  const auto recurrent = [this](const std::string& name, std::vector<int64_t> shape) {
+    if (frontend::contains(options.decouple(), name)) shape.insert(shape.begin(), options.num_modalities());
+    return register_parameter(name, torch::empty(shape, torch::kFloat32));
+  };
+  A_log = recurrent("A_log", {inner, states});
+  D = recurrent("D", {inner});
   out_proj = make_projection("out_proj", inner, d_model, options.bias());
   dt_layernorm = b_layernorm = c_layernorm = nullptr;
   if (options.bcdt_norm()) {
@@ -107,13 +134,17 @@ void MixtureOfMambaImpl::reset_parameters() {
   torch::NoGradGuard no_grad;
   // In the order of Python's modules(), so that a seed gives the same values.
   for (const Projection* projection : {&in_proj, &x_proj, &dt_proj, &out_proj}) {
-    for (torch::nn::Linear linear : projection->linears()) linear->reset_parameters();
+    if (projection->shared) {
+      projection->shared.ptr()->reset_parameters();
+    } else {
+      projection->decoupled.ptr()->reset_parameters();
+    }
     if (projection == &in_proj) conv1d->reset_parameters();
   }
   for (RMSNorm* norm : {&dt_layernorm, &b_layernorm, &c_layernorm}) {
     if (*norm) (*norm)->reset_parameters();
   }
-  A_log.copy_(torch::ones_like(A_log, torch::kFloat32).cumsum(1).log());
+  A_log.copy_(torch::ones_like(A_log, torch::kFloat32).cumsum(-1).log());
   D.fill_(1.0);
   const double bound = std::pow(static_cast<double>(options.rank()), -0.5) * options.dt_scale();
   const double low = std::log(options.dt_min()), high = std::log(options.dt_max());
@@ -130,12 +161,14 @@ void MixtureOfMambaImpl::reset_parameters() {
 }
 
 void MixtureOfMambaImpl::pretty_print(std::ostream& stream) const {
-  std::string limit;
+  std::string more;
   if (const auto bounds = options.dt_limit())
-    limit = fmt::format(", dt_limit=({}, {})", bounds->first, bounds->second);
+    more = fmt::format(", dt_limit=({}, {})", bounds->first, bounds->second);
+  if (!options.shared_expert().empty())
+    more += fmt::format(", shared_expert=[{}]", fmt::join(options.shared_expert(), ", "));
   stream << fmt::format(
       "mixture_of_mamba::nn::MixtureOfMamba(d_model={}, num_modalities={}, decouple=[{}]{})",
-      options.d_model(), options.num_modalities(), fmt::join(options.decouple(), ", "), limit);
+      options.d_model(), options.num_modalities(), fmt::join(options.decouple(), ", "), more);
 }
 
 std::tuple<torch::Tensor, MambaState> MixtureOfMambaImpl::forward_with_state(const torch::Tensor& x,

@@ -15,6 +15,9 @@ using Names = std::vector<std::string>;
 
 inline const Names kProjections{"in_proj", "x_proj", "dt_proj", "out_proj"};
 
+// What a layer may have per modality.
+inline const Names kDecoupled{"in_proj", "x_proj", "dt_proj", "out_proj", "A_log", "D"};
+
 inline bool contains(const Names& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }

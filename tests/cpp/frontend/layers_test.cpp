@@ -64,6 +64,40 @@ TEST_CASE("Norms of B, C and dt, and limits of delta, are as written out", "[lay
   REQUIRE_FALSE(unlimited->options.dt_limit().has_value());
 }
 
+TEST_CASE("D, A and shared experts of the projections are as written out, whole and in steps", "[layer]") {
+  torch::manual_seed(15);
+  auto with_all = subset(15);
+  with_all.insert(with_all.end(), {"A_log", "D"});
+  for (const auto& options :
+       {small().decouple({"D"}), small().decouple({"A_log"}), small().decouple(with_all),
+        small().decouple({"dt_proj", "D"}).dt_limit(std::make_pair(0.01, 0.05)),
+        small().shared_expert(subset(15)).bias(true), small().decouple(with_all).shared_expert({"x_proj"})}) {
+    MixtureOfMamba layer = make_layer(options);
+    INFO(*layer);
+    const Tensor x = leaf({2, 6, 4}), ids = random_ids(2, 6, 3);
+    require_equal_to_reference(layer, x, ids);
+    const auto [y, last] = layer->forward_with_state(x, ids);
+    nn::MambaState state = layer->allocate_state(2);
+    Tensors steps;
+    for (int64_t t = 0; t < 6; ++t) {
+      steps.push_back(layer->step(x.slice(1, t, t + 1), state, ids.slice(1, t, t + 1)));
+    }
+    require_close("steps", torch::cat(steps, 1), y.detach());
+    require_close("state", state.ssm, last.ssm.detach());
+    const Tensor cu_seqlens = torch::tensor({0, 5, 12}, torch::kInt32);
+    const auto [packed, states] = layer->forward_with_state(x, ids, {.cu_seqlens = cu_seqlens});
+    const Tensor flat = x.reshape({1, 12, 4}), flat_ids = ids.reshape({1, 12});
+    const Tensor second = layer->forward(flat.slice(1, 5, 12), flat_ids.slice(1, 5, 12));
+    require_close("packed", packed.reshape({1, 12, 4}).slice(1, 5, 12), second);
+  }
+  // With many rows the shared expert is added to the matrices.
+  MixtureOfMamba layer = make_layer(small().shared_expert({"in_proj"}));
+  require_equal_to_reference(layer, leaf({1, 260, 4}), random_ids(1, 260, 3));
+  torch::NoGradGuard no_grad;
+  MixtureOfMamba fresh(MixtureOfMambaOptions(8, 2).shared_expert({"in_proj"}));
+  REQUIRE(torch::equal(fresh->in_proj.decoupled->shared->weight, torch::zeros({32, 8})));
+}
+
 TEST_CASE("One operator and one step after the other give the same numbers; lean gives the same bits",
           "[layer]") {
   torch::manual_seed(2);
@@ -251,10 +285,12 @@ TEST_CASE("Modules are cloned, converted, saved, loaded and printed", "[module]"
 }
 
 TEST_CASE("Errors of the layer name the argument, the requirement and what came", "[errors]") {
-  REQUIRE(error_of([] {
-            MixtureOfMamba(MixtureOfMambaOptions(4, 2).decouple({"in_proj", "conv"}));
-          }) ==
-          "decouple must name projections among ('in_proj', 'x_proj', 'dt_proj', 'out_proj'), got ['conv']");
+  REQUIRE(
+      error_of([] {
+        MixtureOfMamba(MixtureOfMambaOptions(4, 2).decouple({"in_proj", "conv"}));
+      }) ==
+      "decouple must name projections among ('in_proj', 'x_proj', 'dt_proj', 'out_proj', 'A_log', 'D'), got "
+      "['conv']");
   REQUIRE(error_of([] { MixtureOfMamba(4, 0); }) == "num_modalities must be at least 1, got 0");
   REQUIRE(error_of([] { MixtureOfMamba(MixtureOfMambaOptions(4, 2).dt_init("zero")); }) ==
           "dt_init must be \"random\" or \"constant\", got 'zero'");

@@ -33,6 +33,11 @@ nn::MixtureOfMamba make_layer(const nn::MixtureOfMambaOptions& options) {
   torch::NoGradGuard no_grad;
   layer->A_log.add_(torch::rand_like(layer->A_log) * 0.3);
   layer->D.add_(torch::randn_like(layer->D) * 0.3);
+  for (const nn::Projection* one : {&layer->in_proj, &layer->x_proj, &layer->dt_proj, &layer->out_proj}) {
+    if (!one->decoupled || !one->decoupled->shared) continue;
+    const Tensor& weight = one->decoupled->shared->weight;  // zero before training
+    weight.add_(torch::randn_like(weight) * 0.3);
+  }
   for (nn::RMSNorm* norm : {&layer->dt_layernorm, &layer->b_layernorm, &layer->c_layernorm}) {
     if (*norm) (*norm)->weight.add_(torch::randn_like((*norm)->weight) * 0.3);
   }
@@ -85,7 +90,14 @@ void require_gradients(const std::function<Tensors()>& run,
 static Tensor project(const nn::Projection& projection, const Tensor& x, int64_t modality) {
   const auto linears = projection.linears();
   torch::nn::Linear linear = linears[projection.shared ? 0 : static_cast<size_t>(modality)];
-  return linear->forward(x);
+  const Tensor y = linear->forward(x);
+  if (projection.shared || !projection.decoupled->shared) return y;
+  return y + torch::linear(x, projection.decoupled->shared->weight);
+}
+
+// A modality's own, or everybody's.
+static Tensor of_modality(const Tensor& parameter, int64_t own_dim, int64_t modality) {
+  return parameter.dim() == own_dim ? parameter[modality] : parameter;
 }
 
 static Tensor normalised(const nn::RMSNorm& norm, const Tensor& x) {
@@ -121,9 +133,9 @@ Tensor reference_sequence(nn::MixtureOfMambaImpl& layer, const Tensor& x, const 
     const Tensor B = normalised(layer.b_layernorm, parts[1]), C = normalised(layer.c_layernorm, parts[2]);
     Tensor delta = torch::softplus(dt);
     if (const auto limit = options.dt_limit()) delta = delta.clamp(limit->first, limit->second);
-    const Tensor A = -torch::exp(layer.A_log);
+    const Tensor A = -torch::exp(of_modality(layer.A_log, 3, modality));
     state.h = torch::exp(delta.unsqueeze(1) * A) * state.h + (delta * u).unsqueeze(1) * B;
-    const Tensor y = ((state.h * C).sum(1) + layer.D * u) * torch::silu(xz[1]);
+    const Tensor y = ((state.h * C).sum(1) + of_modality(layer.D, 2, modality) * u) * torch::silu(xz[1]);
     out.push_back(project(layer.out_proj, y, modality));
   }
   return torch::stack(out);

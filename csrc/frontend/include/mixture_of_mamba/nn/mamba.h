@@ -26,7 +26,7 @@ class Mamba : public torch::nn::ModuleHolder<MixtureOfMambaImpl> {
   explicit Mamba(std::shared_ptr<Impl> module) : ModuleHolder(std::move(module)) {}
   explicit Mamba(int64_t d_model) : Mamba(MambaOptions(d_model)) {}
   explicit Mamba(MixtureOfMambaOptions options)
-      : ModuleHolder(std::make_shared<Impl>(options.num_modalities(1).decouple({}))) {}
+      : ModuleHolder(std::make_shared<Impl>(options.num_modalities(1).decouple({}).shared_expert({}))) {}
 };
 
 }  // namespace mixture_of_mamba::nn

@@ -43,11 +43,12 @@ struct MixOptions {
   std::optional<MambaState> state = {};  ///< where each sequence starts from; differentiable
 };
 
-/// The Mamba block (arXiv 2312.00752) whose projections may be per modality (arXiv 2501.16295); convolution,
-/// A and D are shared by all.
+/// The Mamba block (arXiv 2312.00752) whose projections may be per modality (arXiv 2501.16295); the
+/// convolution is shared by all, A and D unless asked.
 ///
 /// Parameter names are those of mamba_ssm.Mamba; a decoupled projection holds one Linear per modality
-/// (in_proj.0.weight, in_proj.1.weight, ...). With a seed, parameters begin as those of the Python layer do.
+/// (in_proj.0.weight, in_proj.1.weight, ..., and in_proj.shared.weight). With a seed, parameters begin as
+/// those of the Python layer do.
 class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
  public:
   MixtureOfMambaImpl(int64_t d_model, int64_t num_modalities);
@@ -84,8 +85,8 @@ class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
   MixtureOfMambaOptions options;
   Projection in_proj, x_proj, dt_proj, out_proj;
   torch::nn::Conv1d conv1d{nullptr};
-  torch::Tensor A_log;  ///< [d_inner, d_state]
-  torch::Tensor D;      ///< [d_inner]
+  torch::Tensor A_log;  ///< float32 [d_inner, d_state], or one per modality in front
+  torch::Tensor D;      ///< float32 [d_inner], or one per modality in front
   RMSNorm dt_layernorm{nullptr}, b_layernorm{nullptr}, c_layernorm{nullptr};
 
  protected:

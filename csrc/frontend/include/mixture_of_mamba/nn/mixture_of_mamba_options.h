@@ -22,8 +22,14 @@ struct MixtureOfMambaOptions {
   TORCH_ARG(int64_t, d_model);
   /// Ids are 0 .. num_modalities - 1.
   TORCH_ARG(int64_t, num_modalities);
-  /// Which of in_proj, x_proj, dt_proj and out_proj are per modality; any of the 16 subsets.
+  /// Which of in_proj, x_proj, dt_proj and out_proj are per modality; any of the 16 subsets. With "D" among
+  /// them D is [num_modalities, d_inner]: the scan leaves the skip to elementwise operators, and the block is
+  /// the operators one by one. With "A_log" A_log is [num_modalities, d_inner, d_state], meant for ablations:
+  /// the scan then keeps several activations of d_inner * d_state per token and takes several times the time.
   TORCH_ARG(std::vector<std::string>, decouple) = {"in_proj", "x_proj", "dt_proj", "out_proj"};
+  /// Which of the decoupled projections have one more matrix for the tokens of all modalities, see
+  /// ModalityLinearOptions::shared_expert.
+  TORCH_ARG(std::vector<std::string>, shared_expert) = {};
   TORCH_ARG(int64_t, d_state) = 16;
   TORCH_ARG(int64_t, d_conv) = 4;
   /// d_inner = expand * d_model.

@@ -19,10 +19,13 @@ struct ModalityLinearOptions {
   TORCH_ARG(int64_t, out_features);
   TORCH_ARG(int64_t, num_modalities);
   TORCH_ARG(bool, bias) = true;
+  /// One more matrix, `shared`, for the tokens of all modalities: y = x @ (W_m + W_shared).T + b_m. It starts
+  /// at zero.
+  TORCH_ARG(bool, shared_expert) = false;
 };
 
-/// One torch::nn::Linear per modality, named "0", "1", ...: y[rows of m] = linears[m](x[rows of m]); padding
-/// rows become 0. One grouped_linear() call.
+/// One torch::nn::Linear per modality, named "0", "1", ...: y[rows of m] = linears[m](x[rows of m]), plus
+/// shared(x) where there is one; padding rows become 0.
 class ModalityLinearImpl : public torch::nn::Cloneable<ModalityLinearImpl> {
  public:
   ModalityLinearImpl(int64_t in_features, int64_t out_features, int64_t num_modalities);
@@ -32,11 +35,19 @@ class ModalityLinearImpl : public torch::nn::Cloneable<ModalityLinearImpl> {
   void reset_parameters();
   void pretty_print(std::ostream& stream) const override;
 
-  /// x [batch, length, in_features] with rows in sorted order -> [batch, length, out_features].
+  /// \param x [batch, length, in_features] with rows in sorted order.
+  /// \return [batch, length, out_features], in the dtype of x.
+  /// \throws c10::ValueError a routing of another number of modalities.
   torch::Tensor forward(const torch::Tensor& x, const Routing& routing);
+
+  /// One matrix [out_features, in_features] per modality, the shared expert added.
+  std::vector<torch::Tensor> weights() const;
+  /// One vector [out_features] per modality, or none.
+  std::vector<torch::Tensor> biases() const;
 
   ModalityLinearOptions options;
   std::vector<torch::nn::Linear> linears;
+  torch::nn::Linear shared{nullptr};
 };
 
 TORCH_MODULE(ModalityLinear);
