@@ -39,7 +39,8 @@ ModalityLosses modality_losses(const torch::Tensor& logits, const torch::Tensor&
   const torch::Tensor z = torch::where(counted, log_z.square(), 0);
   const torch::Tensor modalities = torch::arange(num_modalities, target.options()).unsqueeze(1);
   const torch::Tensor masks = ((modalities == which) & counted).to(wide);
-  return {masks.matmul(entropy), masks.matmul(z), masks.sum(1)};
+  // Not a matrix product: autocast would round it to 16 bits.
+  return {(masks * entropy).sum(1), (masks * z).sum(1), masks.sum(1)};
 }
 
 }  // namespace mixture_of_mamba::models
