@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Trains a Chameleon in C++, without Python, on the batches of
 // examples/python/export_stream.py.
+#include <ATen/Context.h>
 #include <mixture_of_mamba/models.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <optional>
 
@@ -253,8 +256,16 @@ class Run {
   int64_t tokens_ = 0;
 };
 
+// A run is a function of its settings alone, on a GPU too.
+void make_deterministic() {
+  ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*replace=*/0);
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // a debugging aid, and not for free
+}
+
 int train(int argc, char** argv) {
   const Arguments args(argc, argv, kNames, {"--fresh", "--amp"});
+  make_deterministic();
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
   return Run(args).go();

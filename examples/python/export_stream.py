@@ -82,7 +82,7 @@ def export(args: argparse.Namespace, task: DiscreteTask) -> None:
     with open(partial, "wb") as file:
         file.write(header.tobytes())
         for tokens in tqdm(batches(args, task), unit="batch"):
-            file.write(tokens.numpy().astype("<i4").tobytes())
+            file.write(tokens.cpu().numpy().astype("<i4").tobytes())
     partial.replace(args.output / "stream.bin")
 
 

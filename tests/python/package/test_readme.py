@@ -30,6 +30,7 @@ def test_snippets_run(snippet):
         "docs/measured.md",
         "docs/models.md",
         "docs/training.md",
+        "examples/cpp/README.md",
         "examples/python/README.md",
     ],
 )
