@@ -185,6 +185,8 @@ Tensor scan_step(MixtureOfMambaImpl& layer, const Tensor& u, const Tensor& z, co
 
 OptionalRouting routing_of(const MixtureOfMambaImpl& layer, const Tensor& x, const nn::Modality& modality) {
   const int64_t modalities = layer.options.num_modalities(), d_model = layer.options.d_model();
+  require_value(x.is_floating_point(), "x must be a tensor of a floating type, got {} {}", dtype_of(x),
+                shape_of(x));
   require_value(x.dim() == 3 && x.size(2) == d_model,
                 "x must have shape [batch, length, d_model = {}], got {}", d_model, shape_of(x));
   if (const Routing* given = std::get_if<Routing>(&modality)) {

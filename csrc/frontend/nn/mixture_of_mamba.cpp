@@ -194,6 +194,9 @@ torch::Tensor MixtureOfMambaImpl::step(const torch::Tensor& x, MambaState& state
 }
 
 MambaState MixtureOfMambaImpl::allocate_state(int64_t batch, std::optional<torch::Dtype> dtype) const {
+  require_value(batch >= 0, "batch must be an integer of at least 0, got {}", batch);
+  require_value(!dtype || c10::isFloatingType(*dtype), "dtype must be a floating type, got {}",
+                dtype ? frontend::name_of(*dtype) : "");
   const auto activations =
       conv1d->weight.options().requires_grad(false).dtype(dtype.value_or(conv1d->weight.scalar_type()));
   const auto sums =

@@ -21,6 +21,8 @@ ModalityLinearImpl::ModalityLinearImpl(int64_t in_features, int64_t out_features
     : ModalityLinearImpl(ModalityLinearOptions(in_features, out_features, num_modalities)) {}
 
 ModalityLinearImpl::ModalityLinearImpl(const ModalityLinearOptions& options_) : options(options_) {
+  frontend::require_value(options.num_modalities() >= 1, "num_modalities must be at least 1, got {}",
+                          options.num_modalities());
   ModalityLinearImpl::reset();
 }
 

@@ -304,6 +304,13 @@ TEST_CASE("Errors of the layer name the argument, the requirement and what came"
   REQUIRE(error_of([&] {
             layer->forward(torch::randn({2, 3, 5}), 0);
           }) == "x must have shape [batch, length, d_model = 4], got [2, 3, 5]");
+  REQUIRE(error_of([&] { layer->allocate_state(-1); }) == "batch must be an integer of at least 0, got -1");
+  REQUIRE(error_of([&] { layer->allocate_state(1, torch::kInt64); }) ==
+          "dtype must be a floating type, got torch.int64");
+  REQUIRE(error_of([&] { nn::ModalityLinear(2, 3, 0); }) == "num_modalities must be at least 1, got 0");
+  const Routing three = Routing::from_ids(random_ids(2, 3, 3), 3);
+  REQUIRE(error_of([&] { nn::ModalityLinear(4, 3, 2)->forward(x, three); }) ==
+          "routing must be a Routing of 2 modalities, got 3");
   REQUIRE(error_of([&] { layer->forward(x); }) ==
           "modality must be ids [batch, length] or a Routing (or one int for all tokens, or modality_masks "
           "in its "

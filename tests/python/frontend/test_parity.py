@@ -198,6 +198,7 @@ def test_errors_of_construction(cpp, arguments, options):
     [
         (torch.zeros(2, 3, 5), 0),
         (torch.zeros(3, 8), 0),
+        (torch.zeros(2, 3, 8, dtype=torch.int64), 0),
         (torch.zeros(2, 3, 8),),
         (torch.zeros(2, 3, 8), 2),
         (torch.zeros(2, 3, 8), -1),

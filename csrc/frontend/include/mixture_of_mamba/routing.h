@@ -8,6 +8,7 @@
 
 namespace mixture_of_mamba {
 
+/// Of Routing::from_ids().
 struct RoutingOptions {
   std::optional<torch::Device> device = {};  ///< where the layers run; by default the device of the ids
   bool checked = true;  ///< refuse ids out of range (on the CPU; on a GPU they are padding)
@@ -28,8 +29,7 @@ struct Routing {
   int64_t batch, length;
 
   /// \param ids integers [batch, length]; 0 .. num_modalities - 1, or -1 for padding. Ids on the CPU give
-  /// host_offsets
-  ///   for free; ids on a GPU give a device-only routing and no synchronisation.
+  /// host_offsets for free; ids on a GPU give a device-only routing and no synchronisation.
   /// \throws c10::ValueError ids that are not two-dimensional.
   /// \throws c10::Error ids out of range or of a wrong dtype, or num_modalities out of range.
   static Routing from_ids(const torch::Tensor& ids, int64_t num_modalities,
@@ -46,6 +46,7 @@ struct Routing {
 
   /// x [batch, length, ...] in time order -> the same shape with rows in sorted order. Token ids and labels
   /// [batch, length] are accepted as well: permuting them keeps a whole model sorted at no cost.
+  /// \throws c10::ValueError another batch or length.
   torch::Tensor sort(const torch::Tensor& x) const;
 
   /// The inverse of sort().

@@ -26,9 +26,12 @@ struct Projection {
   torch::nn::Linear shared{nullptr};
   ModalityLinear decoupled{nullptr};
 
+  /// The one for all, or one per modality (without a shared expert, which is `decoupled->shared`).
   std::vector<torch::nn::Linear> linears() const;
+  /// Their matrices [out_features, in_features]; a shared expert is added to each.
   std::vector<torch::Tensor> weights() const;
-  std::vector<torch::Tensor> biases() const;  ///< empty when there are none
+  /// Their vectors [out_features]; empty when there are none.
+  std::vector<torch::Tensor> biases() const;
 };
 
 /// What routes a call's tokens: nothing (a layer of one modality), ids [batch, length] with -1 for padding, a
@@ -51,6 +54,7 @@ struct MixOptions {
 /// those of the Python layer do.
 class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
  public:
+  /// All four projections per modality, everything else as MixtureOfMambaOptions says.
   MixtureOfMambaImpl(int64_t d_model, int64_t num_modalities);
   /// \throws c10::ValueError naming the option, what was required, and what came.
   explicit MixtureOfMambaImpl(const MixtureOfMambaOptions& options);
@@ -61,9 +65,10 @@ class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
   void pretty_print(std::ostream& stream) const override;
 
   /// Mixes tokens along time; any length.
-  /// \param x [batch, length, d_model] in time order, or with rows in sorted order when options.sorted.
-  /// \return y with the shape and order of x; padding rows are 0.
-  /// \throws c10::ValueError, c10::Error naming the argument, what was required, and what came.
+  /// \param x [batch, length, d_model] of a floating type on the layer's device, in time order, or with rows
+  /// in sorted order when options.sorted. \param modality see Modality. A layer of one modality takes ids of
+  /// many for that one. \return y with the shape, order and dtype of x; padding rows are 0. \throws
+  /// c10::ValueError, c10::Error naming the argument, what was required, and what came.
   torch::Tensor forward(const torch::Tensor& x, const Modality& modality = {},
                         const MixOptions& options = {});
 
@@ -73,10 +78,17 @@ class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
                                                            const Modality& modality = {},
                                                            const MixOptions& options = {});
 
-  /// Decodes one or a few tokens [batch, length, d_model], updating `state` in place; inference only.
+  /// Decodes one or a few tokens; inference only.
+  /// \param x [batch, length, d_model] in time order.
+  /// \param state of `batch` sequences, of allocate_state() or forward_with_state(); updated in place.
+  /// \return y with the shape of x.
+  /// \throws c10::ValueError, c10::Error naming the argument, what was required, and what came.
   torch::Tensor step(const torch::Tensor& x, MambaState& state, const Modality& modality = {});
 
-  /// The state before the first token; its dtype is that of the activations, by default the weights'.
+  /// The state before the first token, on the layer's device.
+  /// \param batch sequences, 0 or more.
+  /// \param dtype that of the activations, by default the weights'.
+  /// \throws c10::ValueError a negative batch, or a dtype that is not floating.
   MambaState allocate_state(int64_t batch, std::optional<torch::Dtype> dtype = {}) const;
 
   /// A_log, D and the biases of dt_proj: what an optimiser should not decay.
@@ -87,7 +99,7 @@ class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
   torch::nn::Conv1d conv1d{nullptr};
   torch::Tensor A_log;  ///< float32 [d_inner, d_state], or one per modality in front
   torch::Tensor D;      ///< float32 [d_inner], or one per modality in front
-  RMSNorm dt_layernorm{nullptr}, b_layernorm{nullptr}, c_layernorm{nullptr};
+  RMSNorm dt_layernorm{nullptr}, b_layernorm{nullptr}, c_layernorm{nullptr};  ///< none without bcdt_norm
 
  protected:
   FORWARD_HAS_DEFAULT_ARGS({1, torch::nn::AnyValue(Modality())}, {2, torch::nn::AnyValue(MixOptions())})

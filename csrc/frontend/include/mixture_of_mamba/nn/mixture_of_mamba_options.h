@@ -30,7 +30,9 @@ struct MixtureOfMambaOptions {
   /// Which of the decoupled projections have one more matrix for the tokens of all modalities, see
   /// ModalityLinearOptions::shared_expert.
   TORCH_ARG(std::vector<std::string>, shared_expert) = {};
+  /// State size per channel.
   TORCH_ARG(int64_t, d_state) = 16;
+  /// Width of the causal convolution.
   TORCH_ARG(int64_t, d_conv) = 4;
   /// d_inner = expand * d_model.
   TORCH_ARG(double, expand) = 2;
@@ -42,6 +44,7 @@ struct MixtureOfMambaOptions {
   TORCH_ARG(std::string, dt_init) = "random";
   TORCH_ARG(double, dt_scale) = 1.0;
   TORCH_ARG(double, dt_init_floor) = 1e-4;
+  /// Of the convolution.
   TORCH_ARG(bool, conv_bias) = true;
   /// Of in_proj and out_proj.
   TORCH_ARG(bool, bias) = false;
@@ -57,6 +60,7 @@ struct MixtureOfMambaOptions {
   TORCH_ARG(std::optional<torch::Dtype>, dtype) = std::nullopt;
 
  public:
+  /// Channels of the convolution and the scan: expand * d_model, rounded down.
   int64_t d_inner() const;
   /// dt_rank() with its default filled in.
   int64_t rank() const;

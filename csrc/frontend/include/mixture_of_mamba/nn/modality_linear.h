@@ -17,6 +17,7 @@ struct ModalityLinearOptions {
   ModalityLinearOptions(int64_t in_features, int64_t out_features, int64_t num_modalities);
   TORCH_ARG(int64_t, in_features);
   TORCH_ARG(int64_t, out_features);
+  /// One matrix each; ids are 0 .. num_modalities - 1.
   TORCH_ARG(int64_t, num_modalities);
   TORCH_ARG(bool, bias) = true;
   /// One more matrix, `shared`, for the tokens of all modalities: y = x @ (W_m + W_shared).T + b_m. It starts
@@ -29,9 +30,11 @@ struct ModalityLinearOptions {
 class ModalityLinearImpl : public torch::nn::Cloneable<ModalityLinearImpl> {
  public:
   ModalityLinearImpl(int64_t in_features, int64_t out_features, int64_t num_modalities);
+  /// \throws c10::ValueError less than one modality.
   explicit ModalityLinearImpl(const ModalityLinearOptions& options);
 
   void reset() override;
+  /// As torch::nn::Linear does; the shared expert becomes zero.
   void reset_parameters();
   void pretty_print(std::ostream& stream) const override;
 
@@ -47,7 +50,7 @@ class ModalityLinearImpl : public torch::nn::Cloneable<ModalityLinearImpl> {
 
   ModalityLinearOptions options;
   std::vector<torch::nn::Linear> linears;
-  torch::nn::Linear shared{nullptr};
+  torch::nn::Linear shared{nullptr};  ///< none without shared_expert
 };
 
 TORCH_MODULE(ModalityLinear);

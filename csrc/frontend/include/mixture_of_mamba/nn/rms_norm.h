@@ -12,6 +12,7 @@ namespace mixture_of_mamba::nn {
 /// Options of RMSNorm: RMSNorm(RMSNormOptions(64).eps(1e-6)).
 struct RMSNormOptions {
   RMSNormOptions(int64_t size);  // NOLINT(google-explicit-constructor): as torch's own options of one number
+  /// Of the last dimension.
   TORCH_ARG(int64_t, size);
   TORCH_ARG(double, eps) = 1e-5;
 };
@@ -23,10 +24,12 @@ class RMSNormImpl : public torch::nn::Cloneable<RMSNormImpl> {
   explicit RMSNormImpl(const RMSNormOptions& options);
 
   void reset() override;
+  /// All ones.
   void reset_parameters();
   void pretty_print(std::ostream& stream) const override;
 
-  /// x [..., size].
+  /// \param x [..., size] of a floating type. \return the same shape.
+  /// \throws c10::Error another last dimension.
   torch::Tensor forward(const torch::Tensor& x);
 
   RMSNormOptions options;

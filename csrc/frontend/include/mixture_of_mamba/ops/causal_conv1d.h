@@ -15,7 +15,7 @@ struct CausalConv1dOptions {
   bool silu = true;
 };
 
-/// Depthwise causal convolution, optionally followed by SiLU.
+/// Depthwise causal convolution, as in the Mamba block (arXiv 2312.00752), optionally followed by SiLU.
 /// \param x [batch, length, channels].
 /// \param weight [channels, width], any width >= 1.
 /// \param bias [channels].
@@ -31,6 +31,7 @@ struct CausalConv1dStepOptions {
 
 /// causal_conv1d() of one or a few tokens that updates `state` [batch, width - 1, channels] in place;
 /// inference only.
+/// \throws c10::Error where an input wants a gradient, or as causal_conv1d() does.
 torch::Tensor causal_conv1d_step(const torch::Tensor& x, torch::Tensor& state, const torch::Tensor& weight,
                                  const OptionalTensor& bias = {},
                                  const CausalConv1dStepOptions& options = {});

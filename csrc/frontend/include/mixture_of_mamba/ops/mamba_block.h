@@ -33,8 +33,11 @@ struct MambaBlockOptions {
 };
 
 /// The Mamba block (arXiv 2312.00752, figure 3) with projections per modality (arXiv 2501.16295) as one
-/// operator. \param x [batch, length, d_model], rows in sorted order when `rows` is given. \return y [batch,
-/// length, d_model] and the two states after the last token; all differentiable.
+/// operator.
+/// \param x [batch, length, d_model], rows in sorted order when `rows` is given.
+/// \return y [batch, length, d_model], the convolution's state [sequences, width - 1, d_inner] and the scan's
+/// [sequences, d_inner, d_state] after the last token; all differentiable.
+/// \throws c10::Error naming the argument, what was required, and what came.
 std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> mamba_block(const torch::Tensor& x,
                                                                     const MambaBlockParameters& parameters,
                                                                     const MambaBlockOptions& options = {});

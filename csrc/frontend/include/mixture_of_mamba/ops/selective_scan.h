@@ -41,6 +41,8 @@ struct SelectiveScanStepOptions {
 
 /// selective_scan() of one or a few tokens that updates `state` [batch, channels, states] in place; inference
 /// only.
+/// \return out, shaped like u.
+/// \throws c10::Error where an input wants a gradient, or as selective_scan() does.
 torch::Tensor selective_scan_step(const torch::Tensor& u, torch::Tensor& state, const torch::Tensor& dt,
                                   const torch::Tensor& A, const torch::Tensor& B, const torch::Tensor& C,
                                   const SelectiveScanStepOptions& options = {});
