@@ -42,17 +42,6 @@ class AdamW {
     }
   }
 
-  /// Scales all gradients down to a total norm of `limit`, which stays on the device; the norm before.
-  torch::Tensor clip_gradients(double limit) const {
-    std::vector<torch::Tensor> gradients;
-    for (const Group& group : groups_) {
-      for (const torch::Tensor& parameter : group.parameters) gradients.push_back(parameter.grad());
-    }
-    const torch::Tensor norm = torch::stack(torch::_foreach_norm(gradients)).norm();
-    torch::_foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp_max(1.0));
-    return norm;
-  }
-
   void step(double learning_rate) {
     torch::NoGradGuard no_grad;
     for (Group& group : groups_) {

@@ -6,6 +6,7 @@
 
 #include "arguments.h"
 #include "language_model.h"
+#include "regions.h"
 #include "torch_file.h"
 #include "vocabulary.h"
 

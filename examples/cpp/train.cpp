@@ -16,12 +16,14 @@
 #include "adamw.h"
 #include "arguments.h"
 #include "autocast.h"
+#include "clip.h"
 #include "metrics.h"
 #include "progress.h"
 #include "schedule.h"
 #include "state_dict.h"
 #include "stream.h"
 #include "torch_file.h"
+#include "train_arguments.h"
 
 namespace {
 
@@ -31,29 +33,6 @@ using mixture_of_mamba::models::Chameleon;
 using mixture_of_mamba::models::ChameleonOptions;
 using mixture_of_mamba::models::DecoderOptions;
 
-constexpr const char* kUsage = R"(train --data FILE --output FOLDER [options]
-
-  --data FILE           stream.bin of examples/python/export_stream.py
-  --output FOLDER       for metrics.jsonl and checkpoint.pt; a run that is there goes on
-  --fresh               start over instead
-  --weights FILE        begin with the weights of a checkpoint, of this program or of chameleon.py
-  --mixer NAMES         mom, mamba (dense), or projections per modality, as in in_proj,out_proj (mom)
-  --d-model N           width (128)
-  --layers N            depth (4)
-  --steps N             optimiser steps (one for each batch; more begin again)
-  --lr X                peak learning rate (4e-3)
-  --weight-decay X      of matrices (0.1)
-  --clip X              gradient norm limit (1)
-  --seed N              of the weights (0)
-  --device cpu|cuda     (cpu)
-  --amp                 bfloat16 autocast
-  --save-every N        steps between checkpoints (100)
-  --eval-every N        steps between validations (200)
-)";
-const std::set<std::string> kNames = {
-    "--data", "--output",       "--weights", "--mixer", "--d-model", "--layers",     "--steps",
-    "--lr",   "--weight-decay", "--clip",    "--seed",  "--device",  "--save-every", "--eval-every",
-};
 constexpr int64_t kReadLossesEvery = 10;  // steps; reading them waits for the device
 constexpr int64_t kEvaluationBatch = 32;
 
@@ -153,7 +132,7 @@ class Run {
     const auto losses = losses_of(batch);
     const torch::Tensor loss = losses.total();
     loss.backward();
-    const torch::Tensor norm = optimizer_.clip_gradients(clip_);
+    const torch::Tensor norm = examples::clip_gradients(model_->parameters(), clip_);
     optimizer_.step(rate);
     model_->zero_grad();
     const torch::Tensor means = losses.means().detach();
@@ -264,7 +243,7 @@ void make_deterministic() {
 }
 
 int train(int argc, char** argv) {
-  const Arguments args(argc, argv, kNames, {"--fresh", "--amp"});
+  const Arguments args(argc, argv, examples::kTrainNames, {"--fresh", "--amp"});
   make_deterministic();
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
@@ -273,4 +252,4 @@ int train(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return examples::run(argc, argv, "train", kUsage, train); }
+int main(int argc, char** argv) { return examples::run(argc, argv, "train", examples::kTrainUsage, train); }
