@@ -96,6 +96,10 @@ TEST_CASE("D, A and shared experts of the projections are as written out, whole 
   torch::NoGradGuard no_grad;
   MixtureOfMamba fresh(MixtureOfMambaOptions(8, 2).shared_expert({"in_proj"}));
   REQUIRE(torch::equal(fresh->in_proj.decoupled->shared->weight, torch::zeros({32, 8})));
+  std::ostringstream printed;
+  printed << *fresh;
+  REQUIRE_THAT(printed.str(),
+               ContainsSubstring("out_proj], shared_expert=[in_proj])") && ContainsSubstring("(shared): "));
 }
 
 TEST_CASE("One operator and one step after the other give the same numbers; lean gives the same bits",
