@@ -104,6 +104,11 @@ struct MambaBlock {
     return grads;
   }
 
+  static Values step_meta(const Values& in) {
+    const at::Tensor x = tensor_at(in, kX);
+    return {empty(x, {x.sym_size(0), x.sym_size(1), list_at(in, kOutWeight)[0].sym_size(0)})};
+  }
+
   // What autocast leaves alone.
   static constexpr uint64_t kWide = 1u << kDtBias | 1u << kALog | 1u << kD | 1u << kSsmState;
 };
@@ -113,21 +118,39 @@ struct MambaBlock {
 void register_mamba_block(torch::Library& library) {
   register_differentiable<MambaBlock>(library);
   register_autocast<MambaBlock::kWide>(library, MambaBlock::kName);
+  register_meta<&MambaBlock::step_meta>(library, "mamba_block_step");
 }
 
 }  // namespace frontend
 
+namespace {
+
+frontend::Values with_parameters(const torch::Tensor& x, const MambaBlockParameters& p) {
+  return {x,           p.in_weight, p.in_bias, p.conv_weight, p.conv_bias,  p.x_weight,
+          p.dt_weight, p.dt_bias,   p.A_log,   p.D,           p.out_weight, p.out_bias};
+}
+
+}  // namespace
+
 std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> mamba_block(const torch::Tensor& x,
                                                                     const MambaBlockParameters& p,
                                                                     const MambaBlockOptions& o) {
-  frontend::Values arguments{
-      x,           p.in_weight, p.in_bias,      p.conv_weight, p.conv_bias,  p.x_weight,
-      p.dt_weight, p.dt_bias,   p.A_log,        p.D,           p.out_weight, p.out_bias,
-      o.rows,      o.offsets,   o.host_offsets, o.cu_seqlens,  o.conv_state, o.ssm_state};
+  frontend::Values arguments = with_parameters(x, p);
+  arguments.insert(arguments.end(),
+                   {o.rows, o.offsets, o.host_offsets, o.cu_seqlens, o.conv_state, o.ssm_state});
   const bool keep = frontend::wants_gradient(frontend::tensors_of(arguments));
   arguments.insert(arguments.end(), {o.lean, keep});
   const auto out = frontend::call("mamba_block", std::move(arguments));
   return {out[0].toTensor(), out[1].toTensor(), out[2].toTensor()};
+}
+
+torch::Tensor mamba_block_step(const torch::Tensor& x, torch::Tensor& conv_state, torch::Tensor& ssm_state,
+                               const MambaBlockParameters& p, const MambaBlockStepOptions& o) {
+  frontend::Values arguments = with_parameters(x, p);
+  arguments.insert(arguments.end(), {o.rows, o.offsets, o.host_offsets, conv_state, ssm_state});
+  const frontend::variable_list tensors = frontend::tensors_of(arguments);
+  frontend::forbid_gradients("mamba_block_step", {tensors.begin(), tensors.end()});
+  return frontend::call("mamba_block_step", std::move(arguments))[0].toTensor();
 }
 
 }  // namespace mixture_of_mamba

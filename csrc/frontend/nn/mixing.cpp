@@ -2,6 +2,7 @@
 #include "mixing.h"
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 #include <cmath>
 #include <limits>
@@ -118,29 +119,36 @@ bool is_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, const Opt
   return !layer.options.dt_limit() && !layer.options.bcdt_norm();
 }
 
+MambaBlockParameters block_parameters(const MixtureOfMambaImpl& layer) {
+  return {.in_weight = layer.in_proj.weights(),
+          .in_bias = layer.in_proj.biases(),
+          .conv_weight = conv_weight(layer),
+          .conv_bias = optional(layer.conv1d->bias),
+          .x_weight = layer.x_proj.weights(),
+          .dt_weight = layer.dt_proj.weights(),
+          .dt_bias = layer.dt_proj.biases(),
+          .A_log = layer.A_log,
+          .D = layer.D,
+          .out_weight = layer.out_proj.weights(),
+          .out_bias = layer.out_proj.biases()};
+}
+
+OptionalTensor host_offsets_of(const OptionalRouting& routing) {
+  return routing ? routing->host_offsets : std::nullopt;
+}
+
 Mixed mix_in_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, const OptionalRouting& routing,
                           const OptionalTensor& cu_seqlens, const OptionalState& state) {
-  const MambaBlockParameters parameters{.in_weight = layer.in_proj.weights(),
-                                        .in_bias = layer.in_proj.biases(),
-                                        .conv_weight = conv_weight(layer),
-                                        .conv_bias = optional(layer.conv1d->bias),
-                                        .x_weight = layer.x_proj.weights(),
-                                        .dt_weight = layer.dt_proj.weights(),
-                                        .dt_bias = layer.dt_proj.biases(),
-                                        .A_log = layer.A_log,
-                                        .D = layer.D,
-                                        .out_weight = layer.out_proj.weights(),
-                                        .out_bias = layer.out_proj.biases()};
   MambaBlockOptions options{.rows = rows_of(routing),
                             .offsets = offsets_of(routing),
-                            .host_offsets = routing ? routing->host_offsets : std::nullopt,
+                            .host_offsets = host_offsets_of(routing),
                             .cu_seqlens = cu_seqlens,
                             .lean = layer.options.memory() == "lean"};
   if (state) {
     options.conv_state = state->conv;
     options.ssm_state = state->ssm;
   }
-  auto [y, conv, ssm] = mamba_block(x, parameters, options);
+  auto [y, conv, ssm] = mamba_block(x, block_parameters(layer), options);
   return {y, MambaState{conv, ssm}};
 }
 
@@ -238,6 +246,10 @@ Mixed mix_step_by_step(MixtureOfMambaImpl& layer, const Tensor& x, const Optiona
 
 Tensor step(MixtureOfMambaImpl& layer, const Tensor& x, const OptionalRouting& routing, MambaState& state) {
   const OptionalTensor rows = rows_of(routing), offsets = offsets_of(routing);
+  if (is_one_operator(layer, x, routing) && !at::autocast::is_autocast_enabled(x.device().type())) {
+    return mamba_block_step(x, state.conv, state.ssm, block_parameters(layer),
+                            {.rows = rows, .offsets = offsets, .host_offsets = host_offsets_of(routing)});
+  }
   const auto xz = project(layer.in_proj, x, routing).chunk(2, -1);
   const Tensor u = causal_conv1d_step(xz[0], state.conv, conv_weight(layer), optional(layer.conv1d->bias),
                                       {.rows = rows, .offsets = offsets});

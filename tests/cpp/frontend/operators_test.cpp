@@ -343,6 +343,23 @@ TEST_CASE("Steps update their state in place and record no gradient", "[step]") 
                StartsWith("causal_conv1d_step is for inference"));
 }
 
+TEST_CASE("A step of the whole block is the block, in place", "[step]") {
+  torch::manual_seed(10);
+  const BlockProblem problem;
+  Tensor conv_state = problem.o.conv_state->detach().clone(),
+         ssm_state = problem.o.ssm_state->detach().clone();
+  const auto step = [&] {
+    return mamba_block_step(problem.x, conv_state, ssm_state, problem.p,
+                            {.rows = problem.o.rows, .offsets = problem.o.offsets});
+  };
+  REQUIRE_THAT(error_of(step), StartsWith("mamba_block_step is for inference"));
+  const torch::NoGradGuard no_grad;
+  const auto [y, new_conv_state, new_ssm_state] = mamba_block(problem.x, problem.p, problem.o);
+  REQUIRE(torch::equal(step(), y));
+  REQUIRE(torch::equal(conv_state, new_conv_state));
+  REQUIRE(torch::equal(ssm_state, new_ssm_state));
+}
+
 TEST_CASE("Errors of the operators name the argument, the requirement and what came", "[errors]") {
   const Tensor u = randn({2, 4, 3}), A = randn({3, 2}), B = randn({2, 4, 2});
   REQUIRE_THAT(

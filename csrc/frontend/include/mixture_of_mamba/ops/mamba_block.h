@@ -42,4 +42,18 @@ std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> mamba_block(const torch:
                                                                     const MambaBlockParameters& parameters,
                                                                     const MambaBlockOptions& options = {});
 
+struct MambaBlockStepOptions {
+  OptionalTensor rows = {}, offsets = {};
+  OptionalTensor host_offsets = {};  ///< needed with offsets on a GPU
+};
+
+/// mamba_block() of one or a few tokens that updates both states in place, for inference only.
+/// \param conv_state [batch, width - 1, d_inner], contiguous, in the dtype of x.
+/// \param ssm_state [batch, d_inner, d_state], contiguous, float32 (float64 for float64).
+/// \return y [batch, length, d_model].
+/// \throws c10::Error as mamba_block() does, and where a gradient would be recorded.
+torch::Tensor mamba_block_step(const torch::Tensor& x, torch::Tensor& conv_state, torch::Tensor& ssm_state,
+                               const MambaBlockParameters& parameters,
+                               const MambaBlockStepOptions& options = {});
+
 }  // namespace mixture_of_mamba
