@@ -14,14 +14,15 @@ namespace mixture_of_mamba {
 namespace scan_forward {
 namespace {
 
-constexpr int kMaxGroup = 32;           // lanes a channel: 128 states in one launch
-constexpr int kWideChannels = 64;       // of a block
-constexpr int64_t kShortestChunk = 64;  // tokens; below, two more launches cost more than they spread
+constexpr int kMaxGroup = 32;      // lanes a channel: 128 states in one launch
+constexpr int kWideChannels = 64;  // of a block
+constexpr int64_t kShortestCut =
+    512;  // tokens of a sequence; below, two more launches cost more than they spread
+constexpr int64_t kShortestChunk = 64;  // tokens
 constexpr int64_t kFewestChunks = 3;    // two passes over halves take as long as one over the whole
 constexpr int64_t kPackedChunk = 2048;  // tokens of a packed document that one block walks
 constexpr int kCombineThreads = 128;
 constexpr int kCombinedAtOnce = 8;  // units whose loads are in flight together
-constexpr size_t kAlignment = 256;
 
 // State before each unit from the end states of the units before it, in place:
 //   before[c + 1] = 2^(A sum of delta2 over c) before[c] + end[c]
@@ -97,8 +98,9 @@ Access access_of(const SelectiveScanForwardParams& p, int group) {
   return plain ? Access::kPlain : Access::kAligned;
 }
 
-// Of a block: with more states, more lanes share a channel.
+// Of a block: with more states, more lanes share a channel. With 16 states there are blocks of two sizes.
 int64_t block_channels(int group) { return group <= 4 ? kWideChannels : group == 8 ? 32 : 16; }
+int64_t narrow_block_channels(int group) { return group == 4 ? kWideChannels / 2 : block_channels(group); }
 
 struct Plan {
   Tile tile = Tile::kNarrow;
@@ -115,32 +117,35 @@ int64_t chunk_length(const SelectiveScanForwardParams& p, int group) {
   const TokenOrder& order = p.order;
   const int64_t longest = order.cu_seqlens == nullptr ? order.length : order.tokens;
   const int64_t processors = std::max(multiprocessors_cuda(), 1);
+  const bool packed = order.cu_seqlens != nullptr;
   const int64_t blocks = std::max<int64_t>(1, ceil_div(p.channels, block_channels(group)) * order.sequences);
-  if (order.cu_seqlens != nullptr && blocks >= processors) return kPackedChunk;
-  // Two blocks an SM are wanted; with three quarters of an SM's worth one pass of narrow blocks does as well.
-  if (blocks * 4 >= processors * 3) return longest;
+  if (packed && blocks >= processors) return kPackedChunk;
+  // One pass of narrow blocks on three quarters of the SMs beats two passes over chunks on all of them. Of
+  // packed documents one may have nearly all tokens.
+  const int64_t abreast = packed ? 1 : order.sequences;
+  if (ceil_div(p.channels, narrow_block_channels(group)) * abreast * 4 >= processors * 3) return longest;
+  if (longest <= kShortestCut) return longest;
   const int64_t chunks = std::max<int64_t>(2, 2 * processors / blocks);
-  if (chunks < kFewestChunks && order.cu_seqlens == nullptr) return longest;
-  return std::max(kShortestChunk, (longest + chunks - 1) / chunks);
+  if (chunks < kFewestChunks && !packed) return longest;
+  return std::max(kShortestChunk, ceil_div(longest, chunks));
 }
 
 Plan plan(const SelectiveScanForwardParams& p) {
   Plan plan;
   plan.group = group_of(p.states);
   const int64_t states_of_launch = plan.group * kStatesPerLane;
-  plan.launches =
-      static_cast<int>(std::max<int64_t>(1, (p.states + states_of_launch - 1) / states_of_launch));
+  plan.launches = static_cast<int>(std::max<int64_t>(1, ceil_div(p.states, states_of_launch)));
   plan.access = access_of(p, plan.group);
   plan.units = plan_scan_units(p.order, p.reverse, chunk_length(p, plan.group));
   plan.chunked = plan.units.max_units > p.order.sequences;
-  const int64_t blocks = (p.channels + kWideChannels - 1) / kWideChannels * plan.units.max_units;
+  const int64_t blocks = ceil_div(p.channels, kWideChannels) * plan.units.max_units;
   const int64_t processors = std::max(multiprocessors_cuda(), 1);
   plan.tile = blocks * 10 >= processors * 25  ? Tile::kWideThree
               : blocks * 10 >= processors * 9 ? Tile::kWide
                                               : Tile::kNarrow;
   const auto take = [&](size_t bytes) {
     const size_t offset = plan.bytes;
-    plan.bytes += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    plan.bytes += align_workspace(bytes);
     return offset;
   };
   take(scan_units_workspace(plan.units));
@@ -176,9 +181,8 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
     }
     const int64_t elements = p.channels * p.states * p.order.sequences;
     if (elements > 0) {
-      const int64_t blocks = std::min<int64_t>((elements + kCombineThreads - 1) / kCombineThreads, 1 << 20);
-      combine_kernel<<<static_cast<unsigned>(blocks), kCombineThreads, 0, stream>>>(args, unit_state,
-                                                                                    unit_delta);
+      combine_kernel<<<grid_blocks(elements, kCombineThreads), kCombineThreads, 0, stream>>>(args, unit_state,
+                                                                                             unit_delta);
       if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
     }
     args.unit_state = unit_state;
