@@ -31,6 +31,7 @@ const Device& device() {
                              [=](const auto& p) { run_causal_conv1d_backward_cpu(p, parallel); }});
       device.modality_routing.push_back([=](const auto& p) { run_modality_routing_cpu(p, parallel); });
       device.permute_rows.push_back([=](const auto& p) { run_permute_rows_cpu(p, parallel); });
+      device.conversions.push_back([=](const auto& p) { run_conversions_cpu(p, parallel); });
     }
     return device;
   }();

@@ -122,6 +122,9 @@ const Device& device() {
     device.permute_rows.push_back([](const PermuteRowsParams& params) {
       run_with_workspace(0, kPoison, [&](void*) { return launch_permute_rows_cuda(params, nullptr); });
     });
+    device.conversions.push_back([](const ConversionsParams& params) {
+      run_with_workspace(0, kPoison, [&](void*) { return launch_conversions_cuda(params, nullptr); });
+    });
     return device;
   }();
   return gpu;

@@ -7,6 +7,7 @@
 
 #include "arena.h"
 #include "conv_problem.h"
+#include "kernels/conversions.h"
 #include "kernels/modality_routing.h"
 #include "kernels/permute_rows.h"
 #include "scan_problem.h"
@@ -26,6 +27,7 @@ struct Device {
   std::vector<ConvBackend> conv;
   std::vector<std::function<void(const ModalityRoutingParams&)>> modality_routing;
   std::vector<std::function<void(const PermuteRowsParams&)>> permute_rows;
+  std::vector<std::function<void(const ConversionsParams&)>> conversions;
 
   Tolerance tolerance(ScalarType type) const {
     return type == ScalarType::kFloat64 ? float64 : type == ScalarType::kFloat32 ? float32 : half;

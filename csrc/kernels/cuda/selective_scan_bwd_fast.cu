@@ -12,7 +12,8 @@
 //   end_tile     grad_B and grad_C of the tile, grad_u, grad_dt, grad_z; meanwhile the next tile's loads
 //
 // Grid    (channels / 128, walkers). A walker takes units walker, walker + walkers, ...; a unit is a
-//         sequence, or a chunk of one whose incoming g the general path's carry kernels have made.
+//         sequence, or a chunk of one whose incoming g a pre-pass has made: the forward scan's kernel in
+//         its adjoint form (with fewer states the general path's), and the general path's combination.
 // Block   128 channels, one or two teams of 128 threads. Two teams walk alternate tiles of the same
 //         unit and only sweep_back() waits for the other: for when blocks are too few to put two on
 //         every multiprocessor. In the sweeps a lane owns 4 channels x 4 states, a warp 32 channels;
@@ -33,6 +34,7 @@
 #include "kernels/cuda/selective_scan_bwd.h"
 #include "kernels/cuda/selective_scan_bwd_fast.cuh"
 #include "kernels/cuda/selective_scan_bwd_general.cuh"
+#include "kernels/cuda/selective_scan_fwd.cuh"
 
 namespace mixture_of_mamba {
 namespace fast_backward {
@@ -141,6 +143,28 @@ Plan make_plan(const SelectiveScanBackwardParams& p, void* base) {
   return plan;
 }
 
+// What leaves each chunk when nothing enters it: the forward kernel's walk in its adjoint form.
+template <typename T>
+int make_adjoints(const SelectiveScanBackwardParams& p, const Plan& plan, CUstream_st* stream) {
+  scan_forward::ForwardArgs args;
+  static_cast<SelectiveScanParams&>(args.params) = p;
+  args.params.u = p.grad_out;
+  args.params.B = p.C;
+  args.params.D = nullptr;
+  const auto bytes = [](int64_t stride) { return static_cast<int32_t>(stride * sizeof(T)); };
+  args.row_bytes = {.u = bytes(p.grad_out.stride), .dt = bytes(p.dt.stride), .z = bytes(p.z.stride)};
+  args.row_bytes.B = args.row_bytes.C = bytes(p.C.stride);
+  args.units = plan.args.units;
+  args.unit_end_state = plan.unit_carry;
+  args.unit_delta = plan.delta_sum;
+  return scan_forward::launch_adjoint<T>(args, stream);
+}
+
+bool adjoint_supports(const SelectiveScanBackwardParams& p) {
+  const int64_t widest = std::max({p.grad_out.stride, p.dt.stride, p.z.stride, p.C.stride});
+  return p.states == kStates && widest * size_of(p.type) <= INT32_MAX;
+}
+
 int make_unit_carries(const SelectiveScanBackwardParams& p, const Plan& plan, CUstream_st* stream) {
   general_backward::Args args;
   args.params = p;
@@ -148,7 +172,10 @@ int make_unit_carries(const SelectiveScanBackwardParams& p, const Plan& plan, CU
   args.cut = true;
   args.unit_carry = plan.unit_carry;
   args.delta_sum = plan.delta_sum;
-  return general_backward::launch_unit_carries(args, stream);
+  if (!adjoint_supports(p)) return general_backward::launch_unit_carries(args, stream);
+  const int error = p.type == ScalarType::kBFloat16 ? make_adjoints<__nv_bfloat16>(p, plan, stream)
+                                                    : make_adjoints<__half>(p, plan, stream);
+  return error != 0 ? error : general_backward::launch_combine(args, stream);
 }
 
 }  // namespace

@@ -128,7 +128,9 @@ __device__ __forceinline__ float load_bias(const SelectiveScanBackwardParams& p,
   return static_cast<const float*>(p.dt_bias)[(p.bias_modalities == 1 ? 0 : modality) * p.channels + channel];
 }
 
-// Fills args.unit_carry: the g that enters each chunk of a cut sequence from the chunks after it.
+// Fills args.unit_carry: the g that enters each chunk of a cut sequence from the chunks after it. The first
+// makes what leaves each chunk when nothing enters it, and delta_sum; the second makes the carries of that.
 int launch_unit_carries(const Args& args, CUstream_st* stream);
+int launch_combine(const Args& args, CUstream_st* stream);
 
 }  // namespace mixture_of_mamba::general_backward

@@ -199,8 +199,13 @@ int launch_unit_carries(const Args& args, CUstream_st* stream) {
       return cudaErrorInvalidValue;
   }
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  const int64_t size = p.channels * p.states;
+  return launch_combine(args, stream);
+}
+
+int launch_combine(const Args& args, CUstream_st* stream) {
+  const int64_t size = args.params.channels * args.params.states;
   if (size == 0) return cudaSuccess;
+  const unsigned rows = static_cast<unsigned>(std::min<int64_t>(args.units.max_units, kMostGridRows));
   const dim3 combine_grid(static_cast<unsigned>((size + kThreads - 1) / kThreads), rows);
   combine_kernel<<<combine_grid, kThreads, 0, stream>>>(args);
   return cudaGetLastError();

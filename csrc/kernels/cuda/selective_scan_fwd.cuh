@@ -62,7 +62,7 @@ struct ForwardArgs {
   bool first_launch = true, last_launch = true;
   const float* unit_state = nullptr;  // [units, channels, states]: before each unit; null: initial_state
   float* unit_end_state = nullptr;    // pre-pass: state after the unit, started from zero
-  float* unit_delta = nullptr;        // pre-pass: [units, channels], sum of delta2
+  float* unit_delta = nullptr;        // pre-pass: [units, channels], sum of delta2; adjoint: of delta
 };
 
 // Rows of dt bias in shared memory; 0: too many, threads read them from global memory.
@@ -76,16 +76,21 @@ MOM_HOST_DEVICE int staged_modalities(const SelectiveScanForwardParams& p) {
 // need not be asked is a branch less in a loop that wants to be one straight run of instructions.
 enum class Access { kAny, kAligned, kPlain };
 
-// T: element type. kGroup: lanes per channel. kPrepass: only the end state and the sum of delta2.
+// kPrepass: only the end state and the sum of delta2, from a start of zero. kAdjoint: the same of backward,
+// whose recurrence has this form too, with C in the place of B, the gradient of y in the place of delta u,
+// and the decay after the addition; tokens are walked last to first (selective_scan_bwd_fast.cu).
+enum class Pass { kMain, kPrepass, kAdjoint };
+
+// T: element type. kGroup: lanes per channel.
 // kPolynomial: exponentials of a lane and token that run on the FMA pipe.
 template <typename T_, int kGroup_, int kChannelsPerLane_, int kMinBlocks_, int kPolynomial_, Access kAccess_,
-          bool kPrepass_>
+          Pass kPass_>
 struct Config {
   using T = T_;
   static constexpr int kGroup = kGroup_, kChannelsPerLane = kChannelsPerLane_, kMinBlocks = kMinBlocks_;
   static constexpr int kPolynomial = kPolynomial_;
   static constexpr bool kAligned = kAccess_ != Access::kAny, kPlain = kAccess_ == Access::kPlain;
-  static constexpr bool kPrepass = kPrepass_;
+  static constexpr bool kAdjoint = kPass_ == Pass::kAdjoint, kPrepass = kPass_ != Pass::kMain;
 
   static constexpr int kStates = kGroup * kStatesPerLane;
   static constexpr int kWarpChannels = kChannelsPerLane * (kWarp / kGroup);
@@ -109,6 +114,7 @@ struct Config {
     return 4 * (2 * kBuffer + (staged_modalities + 1) * kChannels + kSharedModalities);
   }
   static_assert(kVector >= 2, "an element-wise thread moves channel pairs");
+  static_assert(!kAdjoint || kPlain, "the gate is there");
 };
 
 template <typename K>
@@ -142,5 +148,9 @@ template <typename T>
 int launch_main(const ForwardArgs& args, Tile tile, int group, Access access, CUstream_st* stream);
 template <typename T>
 int launch_prepass(const ForwardArgs& args, int group, Access access, CUstream_st* stream);
+// 16 states, and what plain access takes for granted but for alignment: of 4 elements. In params, u is
+// grad_out and B is C; D, out and the states are not looked at.
+template <typename T>
+int launch_adjoint(const ForwardArgs& args, CUstream_st* stream);
 
 }  // namespace mixture_of_mamba::scan_forward

@@ -71,7 +71,7 @@ struct ElementWise {
     matrix_at = shared_address(shared.matrices + token * K::kMatrixStride + eighth * K::kGroup);
     bias_at = shared_address(shared.bias + first);
     skip_at = shared_address(shared.skip + first);
-    matrix_scale = eighth < 4 ? kLn2 : 1.0f;
+    matrix_scale = eighth < 4 && !K::kAdjoint ? kLn2 : 1.0f;
     u_at = static_cast<const T*>(p.u.data) + channel;
     dt_at = static_cast<const T*>(p.dt.data) + channel;
     z_at = static_cast<const T*>(p.z.data) + channel;
@@ -87,8 +87,9 @@ struct ElementWise {
 
   // The index as it stands in rows[], for read_row() a tile later.
   __device__ int32_t load_row(int tile) const {
-    const int last = min(tile * kTile + token, unit.length - 1);
-    const int32_t time = p.reverse ? unit.base - last : unit.base + last;
+    const int walked = min(tile * kTile + token, unit.length - 1);
+    const int position = K::kAdjoint ? unit.length - 1 - walked : walked;
+    const int32_t time = p.reverse ? unit.base - position : unit.base + position;
     return p.order.rows != nullptr ? p.order.rows[time] : time;
   }
 
@@ -142,6 +143,7 @@ struct ElementWise {
     input_row = row;
     dt = load_channels(dt_of(row.row));
     u = load_channels(u_of(row.row));
+    if constexpr (K::kAdjoint) z = load_channels(z_of(row.row));
     const T* from = matrix_of(row.row);
     if constexpr (K::kAligned) {
       matrix = load_pack<T, K::kGroup, true>(from);
@@ -189,20 +191,25 @@ struct ElementWise {
     keep_bits(keep, matrix, 0u);
     // In front of the softplus where there is one: fewer words, and softplus(-inf) is 0.
     if constexpr (K::kPlain) keep_bits(keep, dt, minus_infinities<T>());
-    float delta[K::kVector], input[K::kVector];
+    float delta[K::kVector], input[K::kVector], gate[K::kVector];
     scaled_dt(delta);
     to_floats(u, input);
+    if constexpr (K::kAdjoint) {
+      keep_bits(keep, z, 0u);
+      to_floats(z, gate);
+    }
     if constexpr (!K::kPlain) {
 #pragma unroll
       for (int i = 0; i < K::kVector; ++i) delta[i] = keep != 0 ? delta[i] : 0.0f;
     }
+#pragma unroll
+    for (int i = 0; i < K::kVector; ++i) input[i] *= K::kAdjoint ? silu_fast<T>(gate[i]) : delta[i];
     const uint32_t inputs = input_at + buffer;
 #pragma unroll
     for (int i = 0; i < K::kVector; i += 2) {
       // Pairs of a thread differ in the low bits of their place, which the swizzle's bits are added to by
       // xor.
-      store_shared(inputs ^ (i / 2 * 16),
-                   make_float4(delta[i], delta[i] * input[i], delta[i + 1], delta[i + 1] * input[i + 1]));
+      store_shared(inputs ^ (i / 2 * 16), make_float4(delta[i], input[i], delta[i + 1], input[i + 1]));
     }
     float values[K::kGroup];
     to_floats(matrix, values);
@@ -277,7 +284,7 @@ struct ElementWise {
     const auto line = [](const T* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); };
     line(dt_of(row));
     line(u_of(row));
-    if (!K::kPrepass && (K::kPlain || p.z.data != nullptr)) line(z_of(row));
+    if (K::kAdjoint || (!K::kPrepass && (K::kPlain || p.z.data != nullptr))) line(z_of(row));
     if (eighth % 4 == 0) line(matrix_of(row));
   }
 

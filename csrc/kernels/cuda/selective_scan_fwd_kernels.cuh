@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kThreads, K::kMinBlocks)
   const int64_t block_channel = static_cast<int64_t>(blockIdx.x % args.channel_blocks) * K::kChannels;
   ScanUnit unit;
   if (!get_unit(args.units, unit_index, &unit)) return;
-  if (K::kPrepass && unit.chunk == unit.chunks - 1) return;  // nobody needs the end state of the last chunk
+  // Nobody needs the end state of the chunk that is walked last.
+  if (K::kPrepass && unit.chunk == (K::kAdjoint ? 0 : unit.chunks - 1)) return;
 
   const int staged = staged_modalities(p);
   const Shared<K> shared(memory, staged);
@@ -68,48 +69,55 @@ int launch(const ForwardArgs& base, CUstream_st* stream) {
 template <typename T>
 int launch_main(const ForwardArgs& args, Tile tile, int group, Access access, CUstream_st* stream) {
   constexpr Access kAny = Access::kAny, kAligned = Access::kAligned, kPlain = Access::kPlain;
+  constexpr Pass kMain = Pass::kMain;
   if (group == 4 && access == kPlain) {
     switch (tile) {
       case Tile::kWide:
-        return launch<Config<T, 4, 2, 2, 1, kPlain, false>>(args, stream);
+        return launch<Config<T, 4, 2, 2, 1, kPlain, kMain>>(args, stream);
       case Tile::kWideThree:
-        return launch<Config<T, 4, 2, 3, 0, kPlain, false>>(args, stream);
+        return launch<Config<T, 4, 2, 3, 0, kPlain, kMain>>(args, stream);
       case Tile::kNarrow:
-        return launch<Config<T, 4, 1, 2, 0, kPlain, false>>(args, stream);
+        return launch<Config<T, 4, 1, 2, 0, kPlain, kMain>>(args, stream);
     }
   }
   if (group == 4 && access == kAligned) {
-    return tile == Tile::kNarrow ? launch<Config<T, 4, 1, 2, 0, kAligned, false>>(args, stream)
-                                 : launch<Config<T, 4, 2, 2, 1, kAligned, false>>(args, stream);
+    return tile == Tile::kNarrow ? launch<Config<T, 4, 1, 2, 0, kAligned, kMain>>(args, stream)
+                                 : launch<Config<T, 4, 2, 2, 1, kAligned, kMain>>(args, stream);
   }
-  if (group == 4) return launch<Config<T, 4, 1, 3, 0, kAny, false>>(args, stream);
+  if (group == 4) return launch<Config<T, 4, 1, 3, 0, kAny, kMain>>(args, stream);
   if (group == 2) {
-    return access == kPlain ? launch<Config<T, 2, 1, 3, 0, kPlain, false>>(args, stream)
-                            : launch<Config<T, 2, 1, 3, 0, kAny, false>>(args, stream);
+    return access == kPlain ? launch<Config<T, 2, 1, 3, 0, kPlain, kMain>>(args, stream)
+                            : launch<Config<T, 2, 1, 3, 0, kAny, kMain>>(args, stream);
   }
   if (group == 8) {
-    return access == kAny ? launch<Config<T, 8, 2, 2, 0, kAny, false>>(args, stream)
-                          : launch<Config<T, 8, 2, 2, 0, kAligned, false>>(args, stream);
+    return access == kAny ? launch<Config<T, 8, 2, 2, 0, kAny, kMain>>(args, stream)
+                          : launch<Config<T, 8, 2, 2, 0, kAligned, kMain>>(args, stream);
   }
   if (group == 16) {
-    return access == kAny ? launch<Config<T, 16, 2, 2, 0, kAny, false>>(args, stream)
-                          : launch<Config<T, 16, 2, 2, 0, kAligned, false>>(args, stream);
+    return access == kAny ? launch<Config<T, 16, 2, 2, 0, kAny, kMain>>(args, stream)
+                          : launch<Config<T, 16, 2, 2, 0, kAligned, kMain>>(args, stream);
   }
-  return access == kAny ? launch<Config<T, 32, 4, 2, 0, kAny, false>>(args, stream)
-                        : launch<Config<T, 32, 4, 2, 0, kAligned, false>>(args, stream);
+  return access == kAny ? launch<Config<T, 32, 4, 2, 0, kAny, kMain>>(args, stream)
+                        : launch<Config<T, 32, 4, 2, 0, kAligned, kMain>>(args, stream);
 }
 
 template <typename T>
 int launch_prepass(const ForwardArgs& args, int group, Access access, CUstream_st* stream) {
   constexpr Access kAny = Access::kAny;
+  constexpr Pass kPrepass = Pass::kPrepass;
   if (group == 4) {
-    return access == Access::kPlain ? launch<Config<T, 4, 1, 4, 1, Access::kPlain, true>>(args, stream)
-                                    : launch<Config<T, 4, 1, 4, 1, kAny, true>>(args, stream);
+    return access == Access::kPlain ? launch<Config<T, 4, 1, 4, 1, Access::kPlain, kPrepass>>(args, stream)
+                                    : launch<Config<T, 4, 1, 4, 1, kAny, kPrepass>>(args, stream);
   }
-  if (group == 2) return launch<Config<T, 2, 1, 4, 0, kAny, true>>(args, stream);
-  if (group == 8) return launch<Config<T, 8, 2, 2, 0, kAny, true>>(args, stream);
-  if (group == 16) return launch<Config<T, 16, 2, 2, 0, kAny, true>>(args, stream);
-  return launch<Config<T, 32, 4, 2, 0, kAny, true>>(args, stream);
+  if (group == 2) return launch<Config<T, 2, 1, 4, 0, kAny, kPrepass>>(args, stream);
+  if (group == 8) return launch<Config<T, 8, 2, 2, 0, kAny, kPrepass>>(args, stream);
+  if (group == 16) return launch<Config<T, 16, 2, 2, 0, kAny, kPrepass>>(args, stream);
+  return launch<Config<T, 32, 4, 2, 0, kAny, kPrepass>>(args, stream);
+}
+
+template <typename T>
+int launch_adjoint(const ForwardArgs& args, CUstream_st* stream) {
+  return launch<Config<T, 4, 1, 4, 1, Access::kPlain, Pass::kAdjoint>>(args, stream);
 }
 
 }  // namespace mixture_of_mamba::scan_forward

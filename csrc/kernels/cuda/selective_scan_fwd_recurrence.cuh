@@ -120,7 +120,10 @@ struct Recurrence {
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
 #pragma unroll
-      for (int c = 0; c < kC; ++c) h[c][s] = fmaf(decay[c][s], h[c][s], drive[c] * B[s]);
+      for (int c = 0; c < kC; ++c) {
+        h[c][s] = K::kAdjoint ? decay[c][s] * fmaf(drive[c], B[s], h[c][s])
+                              : fmaf(decay[c][s], h[c][s], drive[c] * B[s]);
+      }
     }
     if constexpr (!K::kPrepass) {
       const float4 C = get_C();
@@ -206,7 +209,8 @@ struct Recurrence {
 #pragma unroll
       for (int c = 0; c < kC; ++c) {
         if (part == 0 && channel + c < p.channels)
-          args.unit_delta[unit_index * p.channels + channel + c] = delta_sum[c];
+          args.unit_delta[unit_index * p.channels + channel + c] =
+              K::kAdjoint ? delta_sum[c] * kLn2 : delta_sum[c];
       }
     } else if (p.final_state != nullptr && unit.chunk == unit.chunks - 1) {
       put_states(static_cast<float*>(p.final_state), unit.sequence);
