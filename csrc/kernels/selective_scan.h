@@ -55,6 +55,8 @@ struct SelectiveScanForwardParams : SelectiveScanParams {
   // acc, selective_scan_checkpoint_slots() * channels * states elements, or null. The layout inside
   // is the backend's own; slots of no tile stay unwritten.
   void* checkpoints = nullptr;
+  // Equal bit by bit with and without checkpoints. Else a few tokens without may have kernels of their own.
+  bool for_training = false;
 };
 
 struct SelectiveScanBackwardParams : SelectiveScanParams {

@@ -39,7 +39,7 @@ void block_conv(const BlockInputs& in, const Backend& backend, const Tensor& xz,
 template <typename Backend>
 void block_scan(const BlockInputs& in, const Backend& backend, const Tensor& xz, const Tensor& x_dbl,
                 const Tensor& u, const Tensor& dt, const Tensor& y, const OptionalTensor& final_state,
-                const OptionalTensor& checkpoints) {
+                const OptionalTensor& checkpoints, bool for_training) {
   ScanInputs scan = in.scan(xz, x_dbl, u, dt);
   scan.conversions.run(backend);
   SelectiveScanForwardParams params;
@@ -47,6 +47,7 @@ void block_scan(const BlockInputs& in, const Backend& backend, const Tensor& xz,
   params.out = MatrixView(y).writable();
   params.final_state = final_state ? final_state->mutable_data_ptr() : nullptr;
   params.checkpoints = checkpoints ? checkpoints->mutable_data_ptr() : nullptr;
+  params.for_training = for_training;
   backend.run(params);
 }
 
@@ -58,7 +59,8 @@ struct BlockForward {
 // The whole of forward; the states after the last token and the checkpoints go where they are wanted.
 template <typename Backend>
 BlockForward run_block(const BlockInputs& in, const Backend& backend, const OptionalTensor& conv_state,
-                       const OptionalTensor& ssm_state, const OptionalTensor& checkpoints) {
+                       const OptionalTensor& ssm_state, const OptionalTensor& checkpoints,
+                       bool for_training) {
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
   in.in_proj.forward(in.x, MatrixView(xz));
   block_conv(in, backend, xz, u, conv_state);
@@ -66,7 +68,7 @@ BlockForward run_block(const BlockInputs& in, const Backend& backend, const Opti
   in.x_proj.forward(MatrixView(u), MatrixView(x_dbl));
   in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt));
   const Tensor gated = in.empty(in.tokens, in.inner);
-  block_scan(in, backend, xz, x_dbl, u, dt, gated, ssm_state, checkpoints);
+  block_scan(in, backend, xz, x_dbl, u, dt, gated, ssm_state, checkpoints, for_training);
   const Tensor y = empty_like_device(in.input, {in.batch, in.length, in.out_proj.out_features()}, in.io);
   in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)));
   return {xz, x_dbl, u, y};
@@ -90,7 +92,7 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
   const Tensor checkpoints =
       checkpoint ? empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc) : nothing(in.acc);
   const BlockForward made = run_block(in, backend, new_conv_state, new_ssm_state,
-                                      checkpoint ? OptionalTensor(checkpoints) : OptionalTensor());
+                                      checkpoint ? OptionalTensor(checkpoints) : OptionalTensor(), keep);
   return {made.y,
           new_conv_state,
           new_ssm_state,
@@ -114,7 +116,7 @@ Tensor mamba_block_step(Tensor x, Tensors in_weight, Tensors in_bias, Tensor con
   require_in_place(in.op, "ssm_state", ssm_state, in.acc);
   const Backend backend(x);
   in.conversions.run(backend);
-  return run_block(in, backend, conv_state, ssm_state, {}).y;
+  return run_block(in, backend, conv_state, ssm_state, {}, false).y;
 }
 
 }  // namespace mixture_of_mamba::ops

@@ -104,7 +104,7 @@ def _block_parameters(layer: MixtureOfMamba) -> tuple[Any, ...]:
     )
 
 
-def _order(routing: Routing | None) -> dict[str, Tensor | None]:
+def _order(routing: Routing | None) -> dict[str, Any]:
     if routing is None:
         return {}
     return {"rows": routing.rows, "offsets": routing.offsets, "host_offsets": routing.host_offsets}

@@ -79,9 +79,10 @@ def assert_as_exact(actual: Results, composed: Results, truth: Results) -> None:
         error, usual = ((each.to("cpu", torch.float64) - wanted).abs() for each in (value, composed[name]))
         norm, largest = wanted.norm().clamp(min=wanted.numel() ** 0.5), wanted.abs().max().clamp(min=1)
         luck = 0.5 + 4 / value.numel() ** 0.5  # in units of rounding: the errors of few elements do not average
-        allowed = 1.25 * usual.norm() + luck * unit * norm
+        again = 2 if name.startswith("grad_out_weight") else 1  # of a y that backward makes again, by its arithmetic
+        allowed = 1.25 * again * usual.norm() + luck * unit * norm
         assert error.norm() <= allowed, f"{name}: norm of the error {error.norm():.3g}, allowed {allowed:.3g}"
         allowed = (8 if low else 256) * max(1, luck) * unit * norm
         assert error.norm() <= allowed, f"{name}: norm of the error {error.norm():.3g}, allowed {allowed:.3g}"
-        allowed = 2 * usual.max() + 4 * unit * largest
+        allowed = 2 * again * usual.max() + 4 * unit * largest
         assert error.max() <= allowed, f"{name}: largest error {error.max():.3g}, allowed {allowed:.3g}"

@@ -242,8 +242,8 @@ int launch_lanes(const SelectiveScanForwardParams& p, CUstream_st* stream) {
 }  // namespace
 
 bool scan_step_supports(const SelectiveScanForwardParams& p) {
-  return p.order.cu_seqlens == nullptr && p.checkpoints == nullptr && p.order.length >= 1 &&
-         p.order.length <= kLongest && p.states >= 1 && p.states <= kMostStates;
+  return p.order.cu_seqlens == nullptr && p.checkpoints == nullptr && !p.for_training &&
+         p.order.length >= 1 && p.order.length <= kLongest && p.states >= 1 && p.states <= kMostStates;
 }
 
 int launch_scan_step(const SelectiveScanForwardParams& p, CUstream_st* stream) {

@@ -32,6 +32,14 @@ def test_lean_changes_no_bit(device, dtype, case):
     assert_bitwise_equal(inference, {name: usual[name] for name in inference})
 
 
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_lean_changes_no_bit_of_a_few_tokens(device, length):
+    """In training they are not what kernels for decoding compute."""
+    arguments = block_arguments(length=length, inner=64, states=16, padding=False, device=device)
+    usual = run(mom.mamba_block, arguments)
+    assert_bitwise_equal(run(mom.mamba_block, {**arguments, "lean": True}), usual)
+
+
 def kept_bytes(arguments: Arguments) -> tuple[int, list[tuple[int, ...]]]:
     """Of the tensors that are saved, those that are no arguments: bytes, and shapes."""
     given = {value.data_ptr() for value in flat(arguments) if value.numel()}
