@@ -81,6 +81,12 @@ std::shared_ptr<models::ChameleonImpl> make_chameleon(int64_t d_model, int64_t l
       options.norm_eps(py::cast<double>(value));
     else if (name == "memory")
       options.memory(py::cast<std::string>(value));
+    else if (name == "shared_expert")
+      options.shared_expert(py::cast<std::vector<std::string>>(value));
+    else if (name == "bcdt_norm")
+      options.bcdt_norm(py::cast<bool>(value));
+    else if (name == "dt_limit")
+      options.dt_limit(py::cast<std::pair<double, double>>(value));
     else if (name == "tied")
       tied = py::cast<bool>(value);
     else

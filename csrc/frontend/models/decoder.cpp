@@ -22,7 +22,7 @@ static void check(const DecoderOptions& options) {
   for (const auto& [name, value] : sizes) {
     require_value(value >= 1, "{} must be an integer of at least 1, got {}", name, value);
   }
-  frontend::check_names("decouple", options.decouple(), frontend::kProjections);
+  frontend::check_names("decouple", options.decouple(), frontend::kDecoupled);
   require_value(options.norm_eps() > 0, "norm_eps must be positive, got {}",
                 frontend::text_of(options.norm_eps()));
 }
@@ -33,7 +33,10 @@ static nn::MixtureOfMamba make_mixer(const DecoderOptions& options) {
                                 .d_state(options.d_state())
                                 .d_conv(options.d_conv())
                                 .expand(options.expand())
-                                .memory(options.memory()));
+                                .memory(options.memory())
+                                .shared_expert(options.shared_expert())
+                                .bcdt_norm(options.bcdt_norm())
+                                .dt_limit(options.dt_limit()));
 }
 
 DecoderOptions::DecoderOptions(int64_t d_model, int64_t layers) : d_model_(d_model), layers_(layers) {}
@@ -100,8 +103,10 @@ void DecoderImpl::reset() {
   const auto additions = static_cast<double>(options.layers() * options.mixers_per_layer());
   for (const auto& layer : *layers) {
     for (const auto& mixer : *layer->as<MambaLayerImpl>()->mixers) {
-      for (torch::Tensor& weight : mixer->as<nn::MixtureOfMambaImpl>()->out_proj.weights()) {
-        weight.mul_(std::pow(additions, -0.5));
+      for (auto& parameter : mixer->named_parameters()) {
+        const std::string& name = parameter.key();
+        if (name.starts_with("out_proj.") && name.ends_with("weight"))
+          parameter.value().mul_(std::pow(additions, -0.5));
       }
     }
   }

@@ -162,8 +162,9 @@ TEST_CASE("Models are cloned, converted, saved, loaded and printed", "[models]")
 TEST_CASE("Errors of models say what was required", "[errors]") {
   REQUIRE(error_of([] { models::Decoder(DecoderOptions(8, 0)); }) ==
           "layers must be an integer of at least 1, got 0");
-  REQUIRE(error_of([] { models::Decoder(DecoderOptions(8, 1).decouple({"D"})); }) ==
-          "decouple must name projections among ('in_proj', 'x_proj', 'dt_proj', 'out_proj'), got ['D']");
+  REQUIRE(error_of([] { models::Decoder(DecoderOptions(8, 1).decouple({"conv"})); }) ==
+          "decouple must name projections among ('in_proj', 'x_proj', 'dt_proj', 'out_proj', 'A_log', 'D'), "
+          "got ['conv']");
   const models::Vocabulary text(std::vector<models::TokenRange>{{5}});
   REQUIRE(error_of([&] { Chameleon(ChameleonOptions(DecoderOptions(8, 1), text)); }) ==
           "config.num_modalities must be the vocabulary's, 1, got 2");

@@ -222,6 +222,8 @@ MODELS = [
     {},
     {"tied": True, "mixers_per_layer": 1, "decouple": ()},
     {"num_modalities": 3, "decouple": ("in_proj", "out_proj"), "d_state": 4, "norm_eps": 1e-3, "memory": "lean"},
+    {"decouple": ("in_proj", "dt_proj", "A_log", "D"), "shared_expert": ("in_proj",), "bcdt_norm": True},
+    {"dt_limit": (0.01, 0.2), "shared_expert": ("out_proj", "x_proj")},
 ]
 
 

@@ -133,7 +133,10 @@ CALLS = [
     (lambda: step(x=X[:, 0]), r"x must have shape \[batch, length, d_model = 8\], got \[2, 8\]"),
     (lambda: step(state=make().allocate_state(1)), r"state must have shape .* \[2, 3, 16\], got \[1, 3, 16\]"),
     (lambda: step(state=state(ssm=STATE.ssm.bfloat16())), r"state .* must be contiguous float32, got .* bfloat16"),
-    (lambda: step(state=state(conv=STATE.conv.double())), r"state .* with the dtype of x \(float32\), got .* float64"),
+    (
+        lambda: step(state=state(conv=STATE.conv.double())),
+        r"conv_state is updated in place .* contiguous float32, got .* float64",
+    ),
     (lambda: step(state=state(conv=STATE.conv.mT.contiguous().mT)), r"state .* must be contiguous .* got strided"),
     (lambda: cached(cache(), layer_idx=None), r"inference_params must come to a layer made with layer_idx.* got None"),
     (lambda: cached(cache(3)), r"must hold the MambaState of layer 5 when seqlen_offset is 3, got NoneType"),

@@ -21,7 +21,7 @@ struct DecoderOptions {
   TORCH_ARG(int64_t, layers);
   /// Ids are 0 .. num_modalities - 1.
   TORCH_ARG(int64_t, num_modalities) = 2;
-  /// Which projections of a mixer have one weight per modality; none is dense Mamba.
+  /// Which projections of a mixer have one weight per modality, and "A_log" and "D"; none is dense Mamba.
   TORCH_ARG(std::vector<std::string>, decouple) = {"in_proj", "x_proj", "dt_proj", "out_proj"};
   /// Mamba blocks in one layer, each with its norm and residual; the paper's code (arXiv 2501.16295) has two.
   TORCH_ARG(int64_t, mixers_per_layer) = 2;
@@ -30,6 +30,9 @@ struct DecoderOptions {
   TORCH_ARG(int64_t, d_conv) = 4;
   TORCH_ARG(double, expand) = 2;
   TORCH_ARG(std::string, memory) = "default";
+  TORCH_ARG(std::vector<std::string>, shared_expert) = {};
+  TORCH_ARG(bool, bcdt_norm) = false;
+  TORCH_ARG(std::optional<nn::MixtureOfMambaOptions::Bounds>, dt_limit) = std::nullopt;
   /// Of all RMS norms.
   TORCH_ARG(double, norm_eps) = 1e-5;
 };
