@@ -6,9 +6,8 @@
 // registers; a warp reads states in whole sectors. y is summed over the lanes by shuffles.
 //
 // Grid    (channels * kLanes / kThreads, as many sequences as fit at once). No shared memory, no barrier.
-// Cost    per (sequence, channel) with 16 states: 64 bytes read, 64 written, and a token's activations. HBM
-// is
-//         the bound.
+// Cost    per (sequence, channel) with 16 states: 64 bytes read, 64 written, and a token's activations.
+//         HBM is the bound.
 
 #include "kernels/cuda/selective_scan_step.cuh"
 
