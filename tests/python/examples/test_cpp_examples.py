@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from cpp_build import BUILD, is_for_this_torch
 
 import mixture_of_mamba
 from mixture_of_mamba import models
@@ -34,10 +35,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of ``train`` and ``generate``: of the C++ tests' build, else built for the installed package."""
     cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     package = Path(mixture_of_mamba.__file__).resolve().parent
-    build = ROOT / "build/tests"
+    build = BUILD
     if cmake is None or not (shutil.which("c++") or os.environ.get("CXX")):
         pytest.skip("needs cmake and a C++ compiler")
     if (build / "examples/cpp").is_dir():
+        if not is_for_this_torch():
+            pytest.skip("the C++ tests are built for another torch")
         programs = build / "examples/cpp"
     elif not (package / "lib/cmake").is_dir():
         pytest.skip(
@@ -372,9 +375,9 @@ def test_exporting_says_in_one_line_what_is_wrong(
 
 
 def test_the_overhead_benchmark_prints_both_languages() -> None:
-    program = ROOT / "build/tests/benchmarks/cpp/overhead"
-    if not program.is_file():
-        pytest.skip("the benchmark is not built (make test-cpp builds it)")
+    program = BUILD / "benchmarks/cpp/overhead"
+    if not program.is_file() or not is_for_this_torch():
+        pytest.skip("the benchmark is not built for this torch (make test-cpp builds it)")
     script = [sys.executable, str(ROOT / "benchmarks/cpp/overhead.py"), "--turns", "1", "--calls", "4"]
     lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[0].split() == ["Python", "C++"]

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from cpp_build import BUILD, is_for_this_torch
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import _library, models
 from mixture_of_mamba.nn import PROJECTIONS
 
-ROOT = Path(__file__).resolve().parents[3]
 SUBSETS = [subset for n in range(5) for subset in itertools.combinations(PROJECTIONS, n)]
 
 
@@ -26,11 +26,14 @@ def module_path() -> Path | None:
     """Where the build of the C++ tests left it (``make test-cpp``), or MOM_CPP_MODULE."""
     if named := os.environ.get("MOM_CPP_MODULE"):
         return Path(named)
-    return next(iter(sorted((ROOT / "build/tests/csrc/python").glob("mixture_of_mamba_cpp*.so"))), None)
+    built = sorted((BUILD / "csrc/python").glob("mixture_of_mamba_cpp*.so")) if is_for_this_torch() else []
+    return next(iter(built), None)
 
 
 MODULE = module_path()
-pytestmark = pytest.mark.skipif(MODULE is None, reason="the C++ modules are not built (make test-cpp builds them)")
+pytestmark = pytest.mark.skipif(
+    MODULE is None, reason="the C++ modules are not built for this torch (make test-cpp builds them)"
+)
 
 
 @pytest.fixture(scope="module")
