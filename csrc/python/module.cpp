@@ -27,15 +27,32 @@ nn::Modality modality_of(const Modality& value) {
   return {};
 }
 
+// Options that a layer and a decoder have both; false for another name.
+template <typename Options>
+bool set_common(Options& options, const std::string& name, const py::handle& value) {
+  if (name == "d_state")
+    options.d_state(py::cast<int64_t>(value));
+  else if (name == "memory")
+    options.memory(py::cast<std::string>(value));
+  else if (name == "bcdt_norm")
+    options.bcdt_norm(py::cast<bool>(value));
+  else if (name == "shared_expert")
+    options.shared_expert(py::cast<std::vector<std::string>>(value));
+  else if (name == "dt_limit")
+    options.dt_limit(py::cast<std::pair<double, double>>(value));
+  else
+    return false;
+  return true;
+}
+
 std::shared_ptr<nn::MixtureOfMambaImpl> make_layer(int64_t d_model, int64_t num_modalities,
                                                    const std::vector<std::string>& decouple,
                                                    const py::kwargs& more) {
   auto options = nn::MixtureOfMambaOptions(d_model, num_modalities).decouple(decouple);
   for (const auto& [key, value] : more) {
     const auto name = py::cast<std::string>(key);
-    if (name == "d_state")
-      options.d_state(py::cast<int64_t>(value));
-    else if (name == "d_conv")
+    if (set_common(options, name, value)) continue;
+    if (name == "d_conv")
       options.d_conv(py::cast<int64_t>(value));
     else if (name == "expand")
       options.expand(py::cast<double>(value));
@@ -47,16 +64,8 @@ std::shared_ptr<nn::MixtureOfMambaImpl> make_layer(int64_t d_model, int64_t num_
       options.conv_bias(py::cast<bool>(value));
     else if (name == "bias")
       options.bias(py::cast<bool>(value));
-    else if (name == "memory")
-      options.memory(py::cast<std::string>(value));
-    else if (name == "bcdt_norm")
-      options.bcdt_norm(py::cast<bool>(value));
-    else if (name == "shared_expert")
-      options.shared_expert(py::cast<std::vector<std::string>>(value));
     else if (name == "dt_min")
       options.dt_min(py::cast<double>(value));
-    else if (name == "dt_limit")
-      options.dt_limit(py::cast<std::pair<double, double>>(value));
     else
       throw py::type_error("unknown option " + name);
   }
@@ -69,24 +78,15 @@ std::shared_ptr<models::ChameleonImpl> make_chameleon(int64_t d_model, int64_t l
   bool tied = false;
   for (const auto& [key, value] : more) {
     const auto name = py::cast<std::string>(key);
+    if (set_common(options, name, value)) continue;
     if (name == "num_modalities")
       options.num_modalities(py::cast<int64_t>(value));
     else if (name == "decouple")
       options.decouple(py::cast<std::vector<std::string>>(value));
     else if (name == "mixers_per_layer")
       options.mixers_per_layer(py::cast<int64_t>(value));
-    else if (name == "d_state")
-      options.d_state(py::cast<int64_t>(value));
     else if (name == "norm_eps")
       options.norm_eps(py::cast<double>(value));
-    else if (name == "memory")
-      options.memory(py::cast<std::string>(value));
-    else if (name == "shared_expert")
-      options.shared_expert(py::cast<std::vector<std::string>>(value));
-    else if (name == "bcdt_norm")
-      options.bcdt_norm(py::cast<bool>(value));
-    else if (name == "dt_limit")
-      options.dt_limit(py::cast<std::pair<double, double>>(value));
     else if (name == "tied")
       tied = py::cast<bool>(value);
     else

@@ -81,26 +81,10 @@ def mamba_block(
     Raises:
         RuntimeError: naming the argument, what was required, and what came.
     """
-    arguments = (
-        x,
-        list(in_weight),
-        list(in_bias),
-        conv_weight,
-        conv_bias,
-        list(x_weight),
-        list(dt_weight),
-        list(dt_bias),
-        A_log,
-        D,
-        list(out_weight),
-        list(out_bias),
-        rows,
-        offsets,
-        host_offsets,
-        cu_seqlens,
-        conv_state,
-        ssm_state,
+    arguments = _with_lists(
+        x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias
     )
+    arguments += [rows, offsets, host_offsets, cu_seqlens, conv_state, ssm_state]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in _flat(arguments))
     y, new_conv_state, new_ssm_state, *_ = torch.ops.mixture_of_mamba.mamba_block.default(*arguments, lean, keep)
     return y, new_conv_state, new_ssm_state
@@ -131,27 +115,16 @@ def mamba_block_step(
     For inference only. The states must be contiguous: ``conv_state [batch, width - 1, d_inner]`` in the dtype of ``x``,
     ``ssm_state [batch, d_inner, d_state]`` in float32 (float64 for float64).
     """
-    arguments = (
-        x,
-        list(in_weight),
-        list(in_bias),
-        conv_weight,
-        conv_bias,
-        list(x_weight),
-        list(dt_weight),
-        list(dt_bias),
-        A_log,
-        D,
-        list(out_weight),
-        list(out_bias),
-        rows,
-        offsets,
-        host_offsets,
-        conv_state,
-        ssm_state,
+    arguments = _with_lists(
+        x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias
     )
+    arguments += [rows, offsets, host_offsets, conv_state, ssm_state]
     forbid_gradients("mamba_block_step", *_flat(arguments))
     return torch.ops.mixture_of_mamba.mamba_block_step.default(*arguments)
+
+
+def _with_lists(*arguments: Any) -> list[Any]:
+    return [list(argument) if i in LISTS else argument for i, argument in enumerate(arguments)]
 
 
 def _flat(arguments: Sequence[Any]) -> list[Tensor]:

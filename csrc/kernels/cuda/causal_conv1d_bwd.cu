@@ -10,7 +10,7 @@
 //          then: after its own tokens a thread walks on for the next width - 1 that are not padding. Inputs
 //          that came from the unit before are that unit's; entries of initial_state are the first unit's.
 // Sums     grad_weight and grad_bias of a walker are partial sums in workspace, added in a fixed order after.
-// Cost     16-bit: 6 bytes a (token, channel) of HBM, and 2 * 3 / kChunk of the reads again. HBM is the
+// Cost     16-bit: 6 bytes a (token, channel) of HBM, and up to 2 * 3 tokens of a unit again. HBM is the
 // bound.
 
 #include <algorithm>

@@ -63,7 +63,7 @@ struct ElementWise {
   float grad_D[kQuad] = {}, grad_bias[kBiases][kQuad] = {};
 
   __device__ ElementWise(const Args& a, const BlockShared& b, TeamShared& s) : args(a), block(b), shared(s) {
-    asm volatile("" : "+r"(quad));  // not to be computed again at each use
+    opaque(quad);
   }
 
   // Row of a token, -1 where there is none. Half a warp works, a token a lane.

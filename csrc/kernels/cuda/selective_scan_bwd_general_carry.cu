@@ -174,6 +174,10 @@ __global__ void combine_kernel(const __grid_constant__ Args args) {
   }
 }
 
+unsigned grid_rows(const Args& args) {
+  return static_cast<unsigned>(std::min<int64_t>(args.units.max_units, kMostGridRows));
+}
+
 template <typename T>
 void launch_adjoint(const Args& args, dim3 grid, cudaStream_t stream) {
   adjoint_kernel<T><<<grid, kThreads, 0, stream>>>(args);
@@ -183,8 +187,8 @@ void launch_adjoint(const Args& args, dim3 grid, cudaStream_t stream) {
 
 int launch_unit_carries(const Args& args, CUstream_st* stream) {
   const SelectiveScanBackwardParams& p = args.params;
-  const unsigned rows = static_cast<unsigned>(std::min<int64_t>(args.units.max_units, kMostGridRows));
-  const dim3 grid(static_cast<unsigned>((p.channels + kChannels - 1) / kChannels), rows, state_blocks(p));
+  const dim3 grid(static_cast<unsigned>((p.channels + kChannels - 1) / kChannels), grid_rows(args),
+                  state_blocks(p));
   switch (p.type) {
     case ScalarType::kFloat32:
       launch_adjoint<float>(args, grid, stream);
@@ -205,8 +209,7 @@ int launch_unit_carries(const Args& args, CUstream_st* stream) {
 int launch_combine(const Args& args, CUstream_st* stream) {
   const int64_t size = args.params.channels * args.params.states;
   if (size == 0) return cudaSuccess;
-  const unsigned rows = static_cast<unsigned>(std::min<int64_t>(args.units.max_units, kMostGridRows));
-  const dim3 combine_grid(static_cast<unsigned>((size + kThreads - 1) / kThreads), rows);
+  const dim3 combine_grid(static_cast<unsigned>((size + kThreads - 1) / kThreads), grid_rows(args));
   combine_kernel<<<combine_grid, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
