@@ -62,15 +62,18 @@ BlockForward run_block(const BlockInputs& in, const Backend& backend, const Opti
                        const OptionalTensor& ssm_state, const OptionalTensor& checkpoints,
                        bool for_training) {
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
-  in.in_proj.forward(in.x, MatrixView(xz));
+  // The conversion of A_log came before, and what follows here writes no weight.
+  const bool converted = in.A.numel() > 0;
+  const Settled weights = converted ? Settled::kWeights : Settled::kNothing;
+  in.in_proj.forward(in.x, MatrixView(xz), converted ? Settled::kEverything : Settled::kNothing);
   block_conv(in, backend, xz, u, conv_state);
   const Tensor x_dbl = in.empty(in.tokens, in.rank + 2 * in.states), dt = in.empty(in.tokens, in.inner);
-  in.x_proj.forward(MatrixView(u), MatrixView(x_dbl));
-  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt));
+  in.x_proj.forward(MatrixView(u), MatrixView(x_dbl), weights);
+  in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), weights);
   const Tensor gated = in.empty(in.tokens, in.inner);
   block_scan(in, backend, xz, x_dbl, u, dt, gated, ssm_state, checkpoints, for_training);
   const Tensor y = empty_like_device(in.input, {in.batch, in.length, in.out_proj.out_features()}, in.io);
-  in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)));
+  in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)), weights);
   return {xz, x_dbl, u, y};
 }
 

@@ -137,12 +137,31 @@ struct Walk : Taps<K::kWidth> {
     return (static_cast<int64_t>(unit.sequence) * taps + j) * p.channels + channel;
   }
   // Entry j of a state, zero where there is none.
-  __device__ __forceinline__ void get_state(const void* state, int j, float (&to)[kVector]) const {
+  __device__ __forceinline__ Channels load_state(const void* state, int j) const {
     const T* from = static_cast<const T*>(state) + state_offset(j);
-    to_floats(state != nullptr ? load_pack<T, kVector, K::kAligned>(from) : Channels{}, to);
+    return state != nullptr ? load_pack<T, kVector, K::kAligned>(from) : Channels{};
+  }
+  __device__ __forceinline__ void get_state(const void* state, int j, float (&to)[kVector]) const {
+    to_floats(load_state(state, j), to);
   }
   __device__ __forceinline__ void put_state(void* state, int j, const float (&from)[kVector]) const {
     store_pack<T, kVector, K::kAligned>(static_cast<T*>(state) + state_offset(j), from_floats<T>(from));
+  }
+
+  __device__ __forceinline__ void set_window(int j, const Channels& entry) {
+    float values[kVector];
+    to_floats(entry, values);
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) window.at(j, v) = values[v];
+  }
+  __device__ __forceinline__ void put_window(void* state) {
+#pragma unroll
+    for (int j = 0; j < taps; ++j) {
+      float entry[kVector];
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) entry[v] = window.at(j, v);
+      put_state(state, j, entry);
+    }
   }
 
   // Rows of the tokens from the `first` of the unit on, for the whole block.
@@ -208,12 +227,7 @@ struct Walk : Taps<K::kWidth> {
       }
     }
 #pragma unroll
-    for (int j = 0; j < taps; ++j) {
-      float entry[kVector];
-      get_state(p.initial_state, j, entry);
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) window.at(j, v) = entry[v];
-    }
+    for (int j = 0; j < taps; ++j) set_window(j, load_state(p.initial_state, j));
     int32_t time = unit.base;
     for (int found = 0; time > begin && found < taps;) {
       found += !is_padding(p.order.row_of(--time));

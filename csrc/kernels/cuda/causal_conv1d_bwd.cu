@@ -16,6 +16,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/causal_conv1d.cuh"
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/selective_scan_bwd.h"
 
@@ -237,6 +238,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
                     const __grid_constant__ ConvArgs args, float* partial_weight, float* partial_bias) {
   __shared__ Piece piece;
   __shared__ Ring<2, kGroup> ring;
+  follow_previous();
   const int64_t channel = channel_of_thread<K::kVector>(args, p.channels);
   const bool works = channel >= 0;  // who does not comes to the barriers
   BackwardWalk<K> walk(p, args, works ? channel : 0);
@@ -295,13 +297,12 @@ int launch(const CausalConv1dBackwardParams& p, const Plan& plan, float* weight,
   if constexpr (kWidth > 0) {
     if (plan.aligned) {
       constexpr int kVector = kBytesOfThread / sizeof(T);
-      backward_kernel<Config<T, kWidth, kVector, true>>
-          <<<blocks, kThreads, 0, stream>>>(p, plan.args, weight, bias);
-      return cudaGetLastError();
+      return launch_chained({blocks, kThreads, 0, stream}, backward_kernel<Config<T, kWidth, kVector, true>>,
+                            p, plan.args, weight, bias);
     }
   }
-  backward_kernel<Config<T, kWidth, 1, false>><<<blocks, kThreads, 0, stream>>>(p, plan.args, weight, bias);
-  return cudaGetLastError();
+  return launch_chained({blocks, kThreads, 0, stream}, backward_kernel<Config<T, kWidth, 1, false>>, p,
+                        plan.args, weight, bias);
 }
 
 }  // namespace

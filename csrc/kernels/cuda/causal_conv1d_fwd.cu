@@ -8,7 +8,7 @@
 //          about 14 issue slots. HBM is the bound.
 // Barriers two a piece of kPiece tokens, around the look-up of its rows; all threads reach them.
 
-#include "kernels/cuda/causal_conv1d.cuh"
+#include "kernels/cuda/causal_conv1d_step.cuh"
 #include "kernels/cuda/device_info.h"
 
 namespace mixture_of_mamba {
@@ -18,21 +18,6 @@ namespace {
 constexpr int kGroup = 16;      // tokens that are computed in one straight run
 constexpr int64_t kChunk = 64;  // tokens of a unit
 constexpr int kBlocksPerProcessor = 16;
-
-// One token that is not padding.
-template <typename K>
-__device__ __forceinline__ void forward_token(const CausalConv1dForwardParams& p, Walk<K>& walk, int32_t row,
-                                              const typename Walk<K>::Channels& x) {
-  float y[K::kVector];
-  walk.pre_activation(x, y);
-#pragma unroll
-  for (int v = 0; v < K::kVector; ++v) {
-    const float activated = silu_fast<typename K::T>(y[v]);
-    y[v] = p.silu ? activated : y[v];  // a selection: a branch would cut the run of instructions
-  }
-  walk.push(x);
-  walk.store(p.y, row, y);
-}
 
 template <typename K>
 __device__ __forceinline__ void forward_piece(const CausalConv1dForwardParams& p, Walk<K>& walk,
@@ -72,23 +57,12 @@ __device__ __forceinline__ void forward_piece(const CausalConv1dForwardParams& p
 }
 
 template <typename K>
-__device__ __forceinline__ void store_final_state(const CausalConv1dForwardParams& p, Walk<K>& walk) {
-  if (p.final_state == nullptr || walk.unit.chunk != walk.unit.chunks - 1) return;
-#pragma unroll
-  for (int j = 0; j < walk.taps; ++j) {
-    float entry[K::kVector];
-#pragma unroll
-    for (int v = 0; v < K::kVector; ++v) entry[v] = walk.window.at(j, v);
-    walk.put_state(p.final_state, j, entry);
-  }
-}
-
-template <typename K>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const __grid_constant__ CausalConv1dForwardParams p,
                    const __grid_constant__ ConvArgs args) {
   __shared__ Piece piece;
   __shared__ Ring<1, kGroup> ring;
+  follow_previous();
   const int64_t channel = channel_of_thread<K::kVector>(args, p.channels);
   const bool works = channel >= 0;  // who does not comes to the barriers
   Walk<K> walk(p, args, works ? channel : 0);
@@ -99,7 +73,8 @@ __global__ void __launch_bounds__(kThreads)
       walk.look_up(piece, first);
       if (works) forward_piece(p, walk, piece, ring, first);
     }
-    if (works) store_final_state(p, walk);
+    const bool last = walk.unit.chunk == walk.unit.chunks - 1;
+    if (works && last && p.final_state != nullptr) walk.put_window(p.final_state);
   }
 }
 
@@ -138,13 +113,14 @@ Plan plan(const CausalConv1dForwardParams& p) {
 
 template <typename K>
 int launch(const CausalConv1dForwardParams& p, const ConvArgs& args, CUstream_st* stream) {
-  forward_kernel<K><<<args.channel_blocks * args.walkers, kThreads, 0, stream>>>(p, args);
-  return cudaGetLastError();
+  const unsigned blocks = args.channel_blocks * args.walkers;
+  return launch_chained({blocks, kThreads, 0, stream}, forward_kernel<K>, p, args);
 }
 
 template <typename T, int kWidth>
 int launch_width(const CausalConv1dForwardParams& p, const Plan& plan, CUstream_st* stream) {
   constexpr int kVector = kBytesOfThread / sizeof(T);
+  if (plan.aligned && step_supports(p)) return launch_step<Config<T, kWidth, kVector, true>>(p, stream);
   return plan.aligned ? launch<Config<T, kWidth, kVector, true>>(p, plan.args, stream)
                       : launch<Config<T, kWidth, 1, false>>(p, plan.args, stream);
 }

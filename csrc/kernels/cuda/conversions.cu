@@ -5,6 +5,7 @@
 
 #include "kernels/conversions.h"
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/launch.h"
 
@@ -40,6 +41,8 @@ __device__ __forceinline__ void store(ScalarType type, void* to, int64_t i, floa
 }
 
 __global__ void __launch_bounds__(kThreads) conversions_kernel(const __grid_constant__ ConversionsParams p) {
+  wait_for_previous();
+  let_next_begin();  // only now: what the next kernels read in advance is from before this one
   const Conversion& c = p.items[blockIdx.y];
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < c.count; i += step) {
@@ -62,8 +65,8 @@ int launch_conversions_cuda(const ConversionsParams& p, CUstream_st* stream) {
   }
   if (longest == 0) return cudaSuccess;
   const int64_t blocks = std::min(ceil_div(longest, kThreads * kPerThread), kMostBlocks);
-  conversions_kernel<<<dim3(static_cast<unsigned>(blocks), p.count), kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  const dim3 grid(static_cast<unsigned>(blocks), p.count);
+  return launch_chained({grid, kThreads, 0, stream}, conversions_kernel, p);
 }
 
 }  // namespace mixture_of_mamba

@@ -21,4 +21,13 @@ int compute_capability_cuda() {
 
 int multiprocessors_cuda() { return attribute(cudaDevAttrMultiProcessorCount); }
 
+bool chained_launches_cuda() {
+  constexpr int kCapturesThem = 12030;  // CUDA 12.3
+  static const int driver = [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  }();
+  return driver >= kCapturesThem && compute_capability_cuda() >= 90;
+}
+
 }  // namespace mixture_of_mamba

@@ -14,6 +14,7 @@
 #include "kernels/modality_routing.h"
 
 #include "kernels/cuda/common/block_sum.cuh"
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/launch.h"
 
 namespace mixture_of_mamba {
@@ -53,6 +54,7 @@ struct Peers {
 __global__ void __launch_bounds__(kThreads)
     count_kernel(const ModalityRoutingParams p, const Tiling tiling, int32_t* counts) {
   extern __shared__ int32_t tile_counts[];  // [modalities + 1]
+  follow_previous();
   for (int m = threadIdx.x; m <= p.num_modalities; m += kThreads) tile_counts[m] = 0;
   __syncthreads();
   const int64_t begin = blockIdx.x * tiling.tile, end = min(begin + tiling.tile, p.tokens);
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kSumThreads)
     sum_kernel(const ModalityRoutingParams p, const Tiling tiling, int32_t* counts) {
   __shared__ int32_t warp_totals[kSumThreads / kWarp];
+  follow_previous();
   const int64_t size = (p.num_modalities + 1) * tiling.tiles;
   const int64_t run = (size + kSumThreads - 1) / kSumThreads;
   const int64_t begin = min(threadIdx.x * run, size), end = min(begin + run, size);
@@ -92,6 +95,7 @@ __global__ void __launch_bounds__(kSumThreads)
 __global__ void __launch_bounds__(kThreads)
     place_kernel(const ModalityRoutingParams p, const Tiling tiling, const int32_t* first_rows) {
   extern __shared__ int32_t next_row[];  // [modalities + 1]
+  follow_previous();
   for (int m = threadIdx.x; m <= p.num_modalities; m += kThreads) {
     next_row[m] = first_rows[m * tiling.tiles + blockIdx.x];
   }
@@ -127,10 +131,11 @@ int launch_modality_routing_cuda(const ModalityRoutingParams& p, void* workspace
   const unsigned blocks = static_cast<unsigned>(tiling.tiles);
   const size_t shared = (p.num_modalities + 1) * sizeof(int32_t);
   int32_t* const table = static_cast<int32_t*>(workspace);
-  if (blocks > 0) count_kernel<<<blocks, kThreads, shared, stream>>>(p, tiling, table);
-  sum_kernel<<<1, kSumThreads, 0, stream>>>(p, tiling, table);
-  if (blocks > 0) place_kernel<<<blocks, kThreads, shared, stream>>>(p, tiling, table);
-  return cudaGetLastError();
+  const Launch tiles{blocks, kThreads, shared, stream};
+  int error = blocks > 0 ? launch_chained(tiles, count_kernel, p, tiling, table) : cudaSuccess;
+  if (error == cudaSuccess) error = launch_chained({1, kSumThreads, 0, stream}, sum_kernel, p, tiling, table);
+  if (error != cudaSuccess || blocks == 0) return error;
+  return launch_chained(tiles, place_kernel, p, tiling, static_cast<const int32_t*>(table));
 }
 
 }  // namespace mixture_of_mamba

@@ -40,7 +40,7 @@ namespace mixture_of_mamba {
 namespace fast_backward {
 namespace {
 
-constexpr int64_t kShortestChunk = 4 * kTokens;
+constexpr int64_t kShortestChunk = 2 * kTokens;
 constexpr int64_t kRounds = 8;  // walkers are so many that blocks of uneven work even out
 constexpr int64_t kMostWalkers = 65535;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/selective_scan_bwd_fast_elements.cuh"
 #include "kernels/cuda/selective_scan_bwd_fast_sweep.cuh"
 
@@ -73,6 +74,7 @@ template <typename T, int kTeams, int kBiases, bool kAll>
 __global__ void __launch_bounds__(kTeams* kThreads, kTeams == 1 ? 2 : 1)
     backward_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) unsigned char memory[];
+  let_next_begin();
   using BlockShared = Shared<kTeams, kBiases>;
   BlockShared& block = *reinterpret_cast<BlockShared*>(memory);
   const int team = kTeams == 1 ? 0 : threadIdx.x / kThreads;

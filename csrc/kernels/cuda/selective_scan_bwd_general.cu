@@ -31,6 +31,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/selective_scan_bwd.h"
 #include "kernels/cuda/selective_scan_bwd_general_sweep.cuh"
@@ -199,6 +200,7 @@ struct ElementWise {
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kResident) backward_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) unsigned char memory[];
+  let_next_begin();
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   ElementWise<T> elements(args, shared, reinterpret_cast<float*>(memory + sizeof(Shared)));
   Sweep sweep(args, shared);
@@ -319,7 +321,8 @@ int launch_typed(const Args& args, cudaStream_t stream) {
       error != cudaSuccess) {
     return error;
   }
-  kernel<<<dim3(static_cast<unsigned>(channel_blocks(p)), args.walkers), kThreads, bytes, stream>>>(args);
+  const dim3 grid(static_cast<unsigned>(channel_blocks(p)), args.walkers);
+  kernel<<<grid, kThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }
 

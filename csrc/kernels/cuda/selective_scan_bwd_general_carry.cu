@@ -16,6 +16,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/common/chained.cuh"
+#include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/selective_scan_bwd_general.cuh"
 
 namespace mixture_of_mamba::general_backward {
@@ -82,6 +84,7 @@ struct Inputs {
 template <typename T>
 __global__ void __launch_bounds__(kThreads) adjoint_kernel(const __grid_constant__ Args args) {
   __shared__ Shared shared;
+  let_next_begin();
   const SelectiveScanBackwardParams& p = args.params;
   const int64_t input_channel = int64_t(blockIdx.x) * kChannels + threadIdx.x % kChannels;
   const int sweep_channel = threadIdx.x * kThreadStates / kStates;
@@ -144,6 +147,7 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(const __grid_constant
 }
 
 __global__ void combine_kernel(const __grid_constant__ Args args) {
+  follow_previous();
   const SelectiveScanBackwardParams& p = args.params;
   const int64_t size = p.channels * p.states, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= size) return;
@@ -178,31 +182,17 @@ unsigned grid_rows(const Args& args) {
   return static_cast<unsigned>(std::min<int64_t>(args.units.max_units, kMostGridRows));
 }
 
-template <typename T>
-void launch_adjoint(const Args& args, dim3 grid, cudaStream_t stream) {
-  adjoint_kernel<T><<<grid, kThreads, 0, stream>>>(args);
-}
-
 }  // namespace
 
 int launch_unit_carries(const Args& args, CUstream_st* stream) {
   const SelectiveScanBackwardParams& p = args.params;
   const dim3 grid(static_cast<unsigned>((p.channels + kChannels - 1) / kChannels), grid_rows(args),
                   state_blocks(p));
-  switch (p.type) {
-    case ScalarType::kFloat32:
-      launch_adjoint<float>(args, grid, stream);
-      break;
-    case ScalarType::kBFloat16:
-      launch_adjoint<__nv_bfloat16>(args, grid, stream);
-      break;
-    case ScalarType::kFloat16:
-      launch_adjoint<__half>(args, grid, stream);
-      break;
-    case ScalarType::kFloat64:
-      return cudaErrorInvalidValue;
-  }
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  const int error = dispatch_type(p.type, [&](auto type) {
+    adjoint_kernel<typename decltype(type)::type><<<grid, kThreads, 0, stream>>>(args);
+    return cudaGetLastError();
+  });
+  if (error != cudaSuccess) return error;
   return launch_combine(args, stream);
 }
 
@@ -210,8 +200,7 @@ int launch_combine(const Args& args, CUstream_st* stream) {
   const int64_t size = args.params.channels * args.params.states;
   if (size == 0) return cudaSuccess;
   const dim3 combine_grid(static_cast<unsigned>((size + kThreads - 1) / kThreads), grid_rows(args));
-  combine_kernel<<<combine_grid, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  return launch_chained({combine_grid, kThreads, 0, stream}, combine_kernel, args);
 }
 
 }  // namespace mixture_of_mamba::general_backward

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/selective_scan_bwd.h"
 
@@ -51,6 +52,7 @@ struct StateGradients {
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     state_gradients_kernel(const __grid_constant__ StateGradients args) {
+  follow_previous();
   const int64_t columns = 2 * args.states, size = args.order.tokens * columns;
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kWidth;
   if (i >= size) return;
@@ -77,6 +79,7 @@ struct SeveralColumnSums {
 __global__ void __launch_bounds__(kThreads)
     column_sums_kernel(const __grid_constant__ SeveralColumnSums several) {
   __shared__ float sums[kSumRows][kColumns];
+  follow_previous();
   const ColumnSums& s = several.items[blockIdx.y];
   const int64_t i = int64_t(blockIdx.x) * kColumns + threadIdx.x, size = s.size;
   if (i - threadIdx.x >= size) return;
@@ -98,12 +101,8 @@ int launch_typed(const StateGradients& args, cudaStream_t stream) {
   const int width = args.states % 4 == 0 ? 4 : 1;
   const int64_t threads = args.order.tokens * 2 * args.states / width;
   const unsigned blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-  if (width == 4) {
-    state_gradients_kernel<T, 4><<<blocks, kThreads, 0, stream>>>(args);
-  } else {
-    state_gradients_kernel<T, 1><<<blocks, kThreads, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  const auto kernel = width == 4 ? state_gradients_kernel<T, 4> : state_gradients_kernel<T, 1>;
+  return launch_chained({blocks, kThreads, 0, stream}, kernel, args);
 }
 
 }  // namespace
@@ -138,8 +137,7 @@ int launch_column_sums(std::initializer_list<ColumnSums> all, CUstream_st* strea
   }
   if (count == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>((longest + kColumns - 1) / kColumns), count);
-  column_sums_kernel<<<grid, dim3(kColumns, kSumRows), 0, stream>>>(several);
-  return cudaGetLastError();
+  return launch_chained({grid, dim3(kColumns, kSumRows), 0, stream}, column_sums_kernel, several);
 }
 
 }  // namespace mixture_of_mamba

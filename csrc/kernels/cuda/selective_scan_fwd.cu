@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/selective_scan_step.cuh"
@@ -29,6 +30,7 @@ constexpr int kCombinedAtOnce = 8;  // units whose loads are in flight together
 // One thread a (channel, state) of a sequence.
 __global__ void __launch_bounds__(kCombineThreads)
     combine_kernel(const __grid_constant__ ForwardArgs args, float* unit_state, const float* unit_delta) {
+  follow_previous();
   const SelectiveScanForwardParams& p = args.params;
   const int64_t size = p.channels * p.states;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kCombineThreads) + threadIdx.x;
@@ -181,9 +183,10 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
     }
     const int64_t elements = p.channels * p.states * p.order.sequences;
     if (elements > 0) {
-      combine_kernel<<<grid_blocks(elements, kCombineThreads), kCombineThreads, 0, stream>>>(args, unit_state,
-                                                                                             unit_delta);
-      if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+      const unsigned blocks = grid_blocks(elements, kCombineThreads);
+      const int error = launch_chained({blocks, kCombineThreads, 0, stream}, combine_kernel, args, unit_state,
+                                       static_cast<const float*>(unit_delta));
+      if (error != cudaSuccess) return error;
     }
     args.unit_state = unit_state;
   }

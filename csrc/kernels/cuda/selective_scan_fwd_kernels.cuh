@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/selective_scan_fwd_elements.cuh"
 #include "kernels/cuda/selective_scan_fwd_recurrence.cuh"
 
@@ -12,6 +13,7 @@ template <typename K>
 __global__ void __launch_bounds__(kThreads, K::kMinBlocks)
     scan_kernel(const __grid_constant__ ForwardArgs args) {
   extern __shared__ __align__(64) float memory[];
+  let_next_begin();
   const SelectiveScanForwardParams& p = args.params;
   const int unit_index = blockIdx.x / args.channel_blocks;
   const int64_t block_channel = static_cast<int64_t>(blockIdx.x % args.channel_blocks) * K::kChannels;

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/selective_scan_step.cuh"
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/fast_math.cuh"
 #include "kernels/cuda/common/launch.h"
@@ -180,6 +181,7 @@ struct Lane {
 template <typename T, int kLanes, int kQuads, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     step_kernel(const __grid_constant__ SelectiveScanForwardParams p) {
+  follow_previous();
   using ThisLane = Lane<T, kLanes, kQuads, kWide>;
   struct One {
     float h[ThisLane::kStates];
@@ -220,12 +222,8 @@ int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   const unsigned columns = grid_blocks(p.channels * kLanes, kThreads);
   const int64_t at_once = std::max<int64_t>(1, int64_t{kBlocks} * multiprocessors_cuda() / columns);
   const dim3 grid(columns, static_cast<unsigned>(std::min({p.order.sequences, at_once, kMostRows})));
-  if (wide) {
-    step_kernel<T, kLanes, kQuads, true><<<grid, kThreads, 0, stream>>>(p);
-  } else {
-    step_kernel<T, kLanes, kQuads, false><<<grid, kThreads, 0, stream>>>(p);
-  }
-  return cudaGetLastError();
+  const auto kernel = wide ? step_kernel<T, kLanes, kQuads, true> : step_kernel<T, kLanes, kQuads, false>;
+  return launch_chained({grid, kThreads, 0, stream}, kernel, p);
 }
 
 template <typename T>

@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/common/block_sum.cuh"
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/scan_units.cuh"
 
 namespace mixture_of_mamba {
@@ -22,6 +23,7 @@ constexpr size_t kAlignment = 256;
 __global__ void __launch_bounds__(kThreads)
     units_kernel(ScanUnits units, ScanUnit* table, int32_t* first_unit) {
   __shared__ int32_t warp_totals[kThreads / kWarp];
+  follow_previous();
   const TokenOrder& order = units.order;
   int32_t done = 0;
   for (int64_t round = 0; round < order.sequences; round += kThreads) {
@@ -73,10 +75,10 @@ int build_scan_units(ScanUnits& units, void* workspace, CUstream_st* stream) {
   if (units.order.cu_seqlens == nullptr) return cudaSuccess;
   ScanUnit* table = static_cast<ScanUnit*>(workspace);
   int32_t* first_unit = reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + table_bytes(units));
-  units_kernel<<<1, kThreads, 0, stream>>>(units, table, first_unit);
+  const int error = launch_chained({1, kThreads, 0, stream}, units_kernel, units, table, first_unit);
   units.table = table;
   units.first_unit = first_unit;
-  return cudaGetLastError();
+  return error;
 }
 
 }  // namespace mixture_of_mamba

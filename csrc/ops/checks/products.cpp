@@ -3,19 +3,6 @@
 
 namespace mixture_of_mamba::ops {
 
-void Products::assign(const Tensor& out, const Tensor& left, const Tensor& right) const {
-  TORCH_ERROR_CODE_CHECK(mm(out.get(), left.get(), right.get()));
-}
-
-void Products::add(const Tensor& out, const Tensor& left, const Tensor& right) const {
-  TORCH_ERROR_CODE_CHECK(addmm(out.get(), out.get(), left.get(), right.get(), 1.0, 1.0));
-}
-
-void Products::assign_with_row(const Tensor& out, const Tensor& left, const Tensor& right,
-                               const Tensor& row) const {
-  TORCH_ERROR_CODE_CHECK(addmm(out.get(), row.get(), left.get(), right.get(), 1.0, 1.0));
-}
-
 Tensor view_of(const Tensor& base, std::initializer_list<int64_t> sizes,
                std::initializer_list<int64_t> strides, int64_t offset) {
   AtenTensorHandle view = nullptr;
@@ -37,6 +24,53 @@ Tensor as_matrix(const Tensor& tensor) {
   const int64_t row_dim = tensor.dim() - 2;
   regular = regular && (rows <= 1 || (row_dim >= 0 && tensor.stride(row_dim) >= columns));
   return torch::stable::view(regular ? tensor : packed(tensor), std::vector<int64_t>{rows, columns});
+}
+
+Part Part::of(const Tensor& matrix, bool transposed) {
+  if (matrix.stride(1) == 1) {
+    return {MatrixView(matrix), 0, matrix.size(0), transposed};
+  }
+  return {MatrixView(matrix, matrix.size(1), matrix.size(0), matrix.stride(1)), 0, matrix.size(1),
+          !transposed};
+}
+
+Tensor Part::tensor() const {
+  const Tensor rows = matrix_.row_range(begin_, count_);
+  return transposed_ ? view_of(rows, {matrix_.columns(), count_}, {1, matrix_.row_stride()}, 0) : rows;
+}
+
+Factor Part::factor() const {
+  const ConstRows rows = matrix_.readable();
+  const char* const memory =
+      static_cast<const char*>(rows.data) + begin_ * rows.stride * element_size(matrix_.dtype());
+  Factor factor{const_cast<char*>(memory), matrix_.dtype(), matrix_.device(), count_,
+                matrix_.columns(),         rows.stride,     transposed_};
+  // The stride of a single row may be anything; GEMM libraries want at least its length.
+  if (count_ == 1) factor.stride = matrix_.columns();
+  if (transposed_) std::swap(factor.rows, factor.columns);
+  return factor;
+}
+
+void Products::assign(const Part& out, const Part& left, const Part& right) const {
+  if (direct && direct(left.factor(), right.factor(), out.factor(), false)) return;
+  TORCH_ERROR_CODE_CHECK(mm(out.tensor().get(), left.tensor().get(), right.tensor().get()));
+}
+
+void Products::add(const Part& out, const Part& left, const Part& right) const {
+  if (direct && direct(left.factor(), right.factor(), out.factor(), true)) return;
+  const Tensor sum = out.tensor();
+  TORCH_ERROR_CODE_CHECK(addmm(sum.get(), sum.get(), left.tensor().get(), right.tensor().get(), 1.0, 1.0));
+}
+
+void Products::assign_with_row(const Part& out, const Part& left, const Part& right,
+                               const Tensor& row) const {
+  TORCH_ERROR_CODE_CHECK(
+      addmm(out.tensor().get(), row.get(), left.tensor().get(), right.tensor().get(), 1.0, 1.0));
+}
+
+ConstRows MatrixView::readable() const {
+  return {static_cast<const char*>(base_.const_data_ptr()) + offset_ * element_size(base_.scalar_type()),
+          row_stride_};
 }
 
 Rows MatrixView::writable() const {
@@ -66,6 +100,11 @@ Boundaries host_boundaries(const char* op, const char* name, const Tensor& tenso
 Projection::Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries)
     : products_(products), weight_(std::move(weight)), bias_(std::move(bias)), boundaries_(boundaries) {
   if (weight_.size() == 1) boundaries_ = {0, boundaries.back()};
+  for (Tensor& weight : weight_) {
+    const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= weight.size(1);
+    const bool by_columns = weight.stride(0) == 1 && weight.stride(1) >= weight.size(0);
+    if (!by_rows && !by_columns) weight = packed(weight);
+  }
 }
 
 template <typename Visit>
@@ -83,11 +122,11 @@ void Projection::clear_padding_rows(const MatrixView& out) const {
   torch::stable::zero_(padding);
 }
 
-void Projection::forward(const MatrixView& input, const MatrixView& out) const {
+void Projection::forward(const MatrixView& input, const MatrixView& out, Settled settled) const {
+  if (products_.few_rows && products_.few_rows(input, out, weight_, bias_, boundaries_, settled)) return;
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
-    const Tensor right =
-        view_of(weight_[m], {in_features(), out_features()}, {weight_[m].stride(1), weight_[m].stride(0)}, 0);
-    const Tensor rows = out.row_range(begin, count), left = input.row_range(begin, count);
+    const Part right = Part::of(weight_[m], true);
+    const Part rows(out, begin, count), left(input, begin, count);
     if (bias_.empty()) {
       products_.assign(rows, left, right);
     } else {
@@ -99,14 +138,14 @@ void Projection::forward(const MatrixView& input, const MatrixView& out) const {
 
 void Projection::grad_input(const MatrixView& grad, const MatrixView& out) const {
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
-    products_.assign(out.row_range(begin, count), grad.row_range(begin, count), weight_[m]);
+    products_.assign({out, begin, count}, {grad, begin, count}, Part::of(weight_[m]));
   });
   clear_padding_rows(out);
 }
 
 void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) const {
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
-    products_.add(out.row_range(begin, count), grad.row_range(begin, count), weight_[m]);
+    products_.add({out, begin, count}, {grad, begin, count}, Part::of(weight_[m]));
   });
 }
 
@@ -117,7 +156,7 @@ Tensors Projection::grad_weight(const MatrixView& grad, const MatrixView& input)
   }
   std::vector<bool> written(grads.size(), false);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
-    products_.assign(grads[m], grad.row_range_transposed(begin, count), input.row_range(begin, count));
+    products_.assign(Part::of(grads[m]), {grad, begin, count, true}, {input, begin, count});
     written[m] = true;
   });
   for (size_t m = 0; m < grads.size(); ++m) {

@@ -8,6 +8,7 @@
 
 #include "kernels/causal_conv1d.h"
 #include "kernels/conversions.h"
+#include "kernels/few_rows.h"
 #include "kernels/grouped_linear.h"
 #include "kernels/modality_routing.h"
 #include "kernels/permute_rows.h"
@@ -28,10 +29,7 @@ class CudaBackend {
     stream_ = static_cast<CUstream_st*>(stream);
   }
 
-  static const Products& products() {
-    static constexpr Products functions{aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out};
-    return functions;
-  }
+  static const Products& products();
 
   void run(const SelectiveScanForwardParams& p) const {
     with_workspace(selective_scan_forward_workspace_cuda(p),
@@ -53,6 +51,7 @@ class CudaBackend {
     with_workspace(modality_routing_workspace_cuda(p),
                    [&](void* w) { return launch_modality_routing_cuda(p, w, stream_); });
   }
+  void run(const FewRowsParams& p) const { check(launch_few_rows_cuda(p, stream_)); }
   void run(const PermuteRowsParams& p) const { check(launch_permute_rows_cuda(p, stream_)); }
   void run(const ConversionsParams& p) const { check(launch_conversions_cuda(p, stream_)); }
   void run(const SelectRowsParams& p) const { check(launch_select_rows_cuda(p, stream_)); }

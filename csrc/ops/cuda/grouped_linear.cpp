@@ -5,8 +5,10 @@
 
 #include "kernels/cuda/device_info.h"
 #include "ops/cuda/backend.h"
+#include "ops/cuda/few_rows.h"
 
 // Row boundaries on the host: a loop of cuBLAS GEMMs on row ranges (0-3 % over one dense GEMM).
+// Few rows, as in decoding, are one launch of a kernel of our own, wherever the boundaries are.
 // On the device only, so that a CUDA graph may be replayed with another mix, in two forms:
 //   * aten::_grouped_mm where it is fast and never synchronises: bfloat16, compute capability 9.0 and
 //     up, 16-byte rows;
@@ -95,7 +97,7 @@ struct DevicePath {
     } else {
       const Tensor all = empty_like_device(in.x, {in.rows, out.size(1)}, in.dtype);
       for (int64_t m = 0; m < in.modalities; ++m) {
-        CudaBackend::products().assign(all, input, right[m]);
+        CudaBackend::products().assign(Part::of(all), Part::of(input), Part::of(right[m]));
         select_rows(backend, in, all, out, m, m == 0);
       }
     }
@@ -103,6 +105,8 @@ struct DevicePath {
   }
 
   static void forward(const GroupedInputs& in, const Tensor& y) {
+    if (run_few_rows(MatrixView(in.x), MatrixView(y), in.weight, in.bias, {}, in.offsets, Settled::kNothing))
+      return;
     Tensors transposed;
     for (const Tensor& weight : in.weight) transposed.push_back(torch::stable::transpose(weight, 0, 1));
     rows_times_matrices(in, in.x, transposed, y);
@@ -131,7 +135,7 @@ struct DevicePath {
       } else {
         select_rows(backend, in, grad, grad_part, m, true);
         select_rows(backend, in, in.x, x_part, m, true);
-        CudaBackend::products().assign(out, torch::stable::transpose(grad_part, 0, 1), x_part);
+        CudaBackend::products().assign(Part::of(out), Part::of(grad_part, true), Part::of(x_part));
       }
       grads.push_back(out);
     }

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+// Clusters: neighbouring blocks that run at the same time and read each other's shared memory. They need
+// compute capability 9.0; code for older devices that is compiled along does nothing.
+
+namespace mixture_of_mamba {
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+
+// All threads of all blocks; what they wrote to shared memory before is visible after.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// A float of a block of the cluster, by its address in this block's shared memory.
+__device__ __forceinline__ float load_of_block(uint32_t address, uint32_t rank) {
+  float value = 0.0f;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [there];\n}"
+      : "=f"(value)
+      : "r"(address), "r"(rank)
+      : "memory");
+#endif
+  return value;
+}
+
+}  // namespace mixture_of_mamba
