@@ -19,6 +19,7 @@ from mixture_of_mamba.nn.modality_linear import (
     is_plain_linear,
     is_watched,
     linear_of_all,
+    plain_parameters,
 )
 from mixture_of_mamba.nn.per_row import of_rows
 from mixture_of_mamba.nn.scan_of_pairs import scan_of_pairs, scan_of_pairs_step
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NORMS",
     "PROJECTIONS",
+    "block_parameters",
     "conv_parameters",
     "decode",
     "mix",
@@ -57,29 +59,12 @@ def mix(
     layer: MixtureOfMamba, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
 ) -> tuple[Tensor, MambaState]:
     """``x`` and ``y`` have rows in the routing's sorted order."""
-    way = mix_in_one_operator if is_one_operator(layer, x, routing) else mix_step_by_step
-    return way(layer, x, routing, cu_seqlens, state)
-
-
-def is_one_operator(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -> bool:
-    """Whether nobody watches or has replaced a projection, nothing is between them, and boundaries are on the host."""
-    if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
-        return False
-    if layer.dt_limit is not None or any(getattr(layer, name) is not None for name in NORMS):
-        return False
-    if layer.A_log.dim() > 2 or layer.D.dim() > 1:  # one per modality
-        return False
-    if not all(_is_plain(getattr(layer, name)) for name in PROJECTIONS):
-        return False
-    return not _biases(layer.x_proj)  # the operator has none there
-
-
-def mix_in_one_operator(
-    layer: MixtureOfMamba, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
-) -> tuple[Tensor, MambaState]:
+    parameters = block_parameters(layer, x, routing)
+    if parameters is None:
+        return mix_step_by_step(layer, x, routing, cu_seqlens, state)
     y, conv_state, ssm_state = mamba_block(
         x,
-        *_block_parameters(layer),
+        *parameters,
         **_order(routing),
         cu_seqlens=cu_seqlens,
         conv_state=None if state is None else state.conv,
@@ -89,19 +74,27 @@ def mix_in_one_operator(
     return y, MambaState(conv_state, ssm_state)
 
 
-def _block_parameters(layer: MixtureOfMamba) -> tuple[Any, ...]:
-    return (
-        _weights(layer.in_proj),
-        _biases(layer.in_proj),
-        *conv_parameters(layer),
-        _weights(layer.x_proj),
-        _weights(layer.dt_proj),
-        _biases(layer.dt_proj),
-        layer.A_log,
-        layer.D,
-        _weights(layer.out_proj),
-        _biases(layer.out_proj),
-    )
+def block_parameters(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -> tuple[Any, ...] | None:
+    """Those of ``mamba_block``, if nobody watches or has replaced a projection, nothing is between them, and boundaries
+    are on the host; else None, and the steps are taken one by one.
+    """
+    if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
+        return None
+    if layer.dt_limit is not None or any(getattr(layer, name) is not None for name in NORMS):
+        return None
+    A_log, D = layer.A_log, layer.D
+    if A_log.dim() > 2 or D.dim() > 1:  # one per modality
+        return None
+    projections = []
+    for name in PROJECTIONS:
+        parameters = _plain_parameters(getattr(layer, name))
+        if parameters is None:
+            return None
+        projections.append(parameters)
+    in_proj, x_proj, dt_proj, out_proj = projections
+    if x_proj[1]:  # the operator has no biases there
+        return None
+    return *in_proj, *conv_parameters(layer), x_proj[0], *dt_proj, A_log, D, *out_proj
 
 
 def _order(routing: Routing | None) -> dict[str, Any]:
@@ -179,8 +172,10 @@ def scan(
 
 def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: MambaState) -> Tensor:
     """:func:`mix` of one or a few tokens that updates the state in place."""
-    if is_one_operator(layer, x, routing) and not torch.is_autocast_enabled(x.device.type):
-        return mamba_block_step(x, state.conv, state.ssm, *_block_parameters(layer), **_order(routing))
+    if not torch.is_autocast_enabled(x.device.type):
+        parameters = block_parameters(layer, x, routing)
+        if parameters is not None:
+            return mamba_block_step(x, state.conv, state.ssm, *parameters, **_order(routing))
     rows = None if routing is None else routing.rows
     offsets = None if routing is None else routing.offsets
     x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
@@ -202,7 +197,8 @@ def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | N
 
 
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
-    return layer.conv1d.weight.squeeze(1), layer.conv1d.bias
+    conv = layer.conv1d
+    return conv.weight.squeeze(1), conv.bias
 
 
 def _decay_rates(layer: MixtureOfMamba) -> Tensor:
@@ -254,10 +250,11 @@ def _dt_and_bias(
 ) -> tuple[Tensor, Tensor | None]:
     if isinstance(dt_proj, ModalityLinear):
         assert routing is not None
-        if not _is_plain(dt_proj):
+        parameters = _plain_parameters(dt_proj)
+        if parameters is None:
             return dt_proj(dt_low, routing), None
-        dt = grouped_linear(dt_low, dt_proj.weights, None, routing.offsets, routing.host_offsets)
-        biases = dt_proj.biases
+        weights, biases = parameters
+        dt = grouped_linear(dt_low, weights, None, routing.offsets, routing.host_offsets)
         return dt, torch.stack(biases) if biases else None
     if not is_plain_linear(dt_proj):
         return apply_to_all(dt_proj, dt_low, routing), None
@@ -270,17 +267,12 @@ def project(projection: nn.Module, x: Tensor, routing: Routing | None) -> Tensor
     return apply_to_all(projection, x, routing)
 
 
-def _is_plain(projection: nn.Module) -> bool:
+def _plain_parameters(projection: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Weights and biases of a projection that nobody watches or has replaced."""
     if isinstance(projection, ModalityLinear):
-        return projection.is_plain() and not is_watched(projection)
-    return is_plain_linear(projection)
-
-
-def _weights(projection: nn.Linear | ModalityLinear) -> list[Tensor]:
-    return projection.weights if isinstance(projection, ModalityLinear) else [projection.weight]
-
-
-def _biases(projection: nn.Linear | ModalityLinear) -> list[Tensor]:
-    if isinstance(projection, ModalityLinear):
-        return projection.biases
-    return [] if projection.bias is None else [projection.bias]
+        return None if is_watched(projection) else projection.plain_parameters()
+    parameters = plain_parameters(projection)
+    if parameters is None:
+        return None
+    weight, bias = parameters
+    return [weight], [] if bias is None else [bias]

@@ -29,12 +29,21 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling ``module`` is exactly ``x @ weight.T + bias``, with nobody watching the call.
+def plain_parameters(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias where calling ``module`` is exactly ``x @ weight.T + bias``, with nobody watching the call.
 
     A weight that is a tensor of another kind (quantised, sharded) brings a multiplication of its own.
     """
-    return type(module) is nn.Linear and not is_watched(module) and not is_traceable_wrapper_subclass(module.weight)
+    if type(module) is not nn.Linear or is_watched(module):
+        return None
+    weight = module.weight
+    if type(weight) is not nn.Parameter and is_traceable_wrapper_subclass(weight):
+        return None
+    return weight, module.bias
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    return plain_parameters(module) is not None
 
 
 class ModalityLinear(nn.ModuleList):
@@ -93,39 +102,46 @@ class ModalityLinear(nn.ModuleList):
         """The modalities' children, which are ``nn.Linear`` unless somebody replaced them."""
         return cast(list[nn.Linear], list(self))
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """One matrix per modality, the shared expert added. For plain children."""
-        weights = [child.weight for child in self.linears]
-        return weights if self.shared is None else [weight + self.shared.weight for weight in weights]
-
-    @property
-    def biases(self) -> list[Tensor]:
-        """One vector per modality, or none."""
-        return [child.bias for child in self.linears if child.bias is not None]
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
-    def is_plain(self) -> bool:
-        """Whether all children are plain, and alike: with a bias or without. Hooks on the whole do not matter here."""
-        plain = (
-            all(is_plain_linear(child) for child in self) and len({child.bias is None for child in self.linears}) == 1
-        )
-        return plain and (self.shared is None or (is_plain_linear(self.shared) and self.shared.bias is None))
+    def plain_parameters(self, *, with_shared: bool = True) -> tuple[list[Tensor], list[Tensor]] | None:
+        """One matrix per modality, the shared expert added, and one bias each or none; else None.
+
+        That is where a child is not plain, or children are not alike. Hooks on the whole do not matter here.
+        """
+        weights, biases = [], []
+        for child in self:
+            parameters = plain_parameters(child)
+            if parameters is None:
+                return None
+            weights.append(parameters[0])
+            if parameters[1] is not None:
+                biases.append(parameters[1])
+        if len(biases) not in (0, len(weights)):
+            return None
+        if self.shared is not None:
+            parameters = plain_parameters(self.shared)
+            if parameters is None or parameters[1] is not None:
+                return None
+            if with_shared:
+                weights = [weight + parameters[0] for weight in weights]
+        return weights, biases
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""
         if not isinstance(routing, Routing) or routing.num_modalities != len(self):
             got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
             raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
-        if not self.is_plain():
+        summed = routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS
+        parameters = self.plain_parameters(with_shared=summed)
+        if parameters is None:
             y = apply_per_modality(self, x, routing)
-        elif self.shared is None or routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS:
-            return grouped_linear(x, self.weights, self.biases or None, routing.offsets, routing.host_offsets)
         else:
-            specific = [child.weight for child in self.linears]
-            y = grouped_linear(x, specific, self.biases or None, routing.offsets, routing.host_offsets)
+            weights, biases = parameters
+            y = grouped_linear(x, weights, biases or None, routing.offsets, routing.host_offsets)
+            if summed:
+                return y
         return y if self.shared is None else y + apply_to_all(self.shared, x, routing)
 
 

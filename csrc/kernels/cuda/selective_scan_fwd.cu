@@ -17,8 +17,9 @@ namespace {
 
 constexpr int kMaxGroup = 32;      // lanes a channel: 128 states in one launch
 constexpr int kWideChannels = 64;  // of a block
-constexpr int64_t kShortestCut =
-    512;  // tokens of a sequence; below, two more launches cost more than they spread
+// Tokens of a sequence; of fewer, two more launches cost more than they spread. The first holds where all
+// chunks run at once.
+constexpr int64_t kShortestCutAtOnce = 384, kShortestCut = 512;
 constexpr int64_t kShortestChunk = 64;  // tokens
 constexpr int64_t kFewestChunks = 3;    // two passes over halves take as long as one over the whole
 constexpr int64_t kPackedChunk = 2048;  // tokens of a packed document that one block walks
@@ -125,8 +126,10 @@ int64_t chunk_length(const SelectiveScanForwardParams& p, int group) {
   // One pass of narrow blocks on three quarters of the SMs beats two passes over chunks on all of them. Of
   // packed documents one may have nearly all tokens.
   const int64_t abreast = packed ? 1 : order.sequences;
-  if (ceil_div(p.channels, narrow_block_channels(group)) * abreast * 4 >= processors * 3) return longest;
-  if (longest <= kShortestCut) return longest;
+  const int64_t narrow_blocks = ceil_div(p.channels, narrow_block_channels(group)) * abreast;
+  if (narrow_blocks * 4 >= processors * 3) return longest;
+  const bool at_once = narrow_blocks * ceil_div(longest, kShortestChunk) <= 2 * processors;
+  if (longest <= (at_once ? kShortestCutAtOnce : kShortestCut)) return longest;
   const int64_t chunks = std::max<int64_t>(2, 2 * processors / blocks);
   if (chunks < kFewestChunks && !packed) return longest;
   return std::max(kShortestChunk, ceil_div(longest, chunks));

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import reference
+from mixture_of_mamba.nn.mixing import block_parameters
 
 
 def random_ids(batch: int, length: int, modalities: int, *, padding: bool = True) -> Tensor:
@@ -27,6 +28,10 @@ def make_layer(d_model: int = 16, modalities: int = 3, decouple: tuple[str, ...]
         layer.A_log.add_(torch.rand_like(layer.A_log) * 0.3)
         layer.D.add_(torch.randn_like(layer.D) * 0.3)
     return layer
+
+
+def is_one_operator(layer: Any, x: Tensor, routing: mom.Routing | None) -> bool:
+    return block_parameters(layer, x, routing) is not None
 
 
 def _project(projection: nn.Module, x: Tensor, modality: int) -> Tensor:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
-from layer_support import make_layer, random_ids
+from layer_support import is_one_operator, make_layer, random_ids
 from torch import nn
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import checkpoints
 from mixture_of_mamba.nn import PROJECTIONS
-from mixture_of_mamba.nn.mixing import is_one_operator
 
 ALL = (*PROJECTIONS, "A_log", "D")
 LAYERS = {

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from layer_support import make_layer, random_ids, reference_layer
+from layer_support import is_one_operator, make_layer, random_ids, reference_layer
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ import mixture_of_mamba as mom
 from mixture_of_mamba import checkpoints
 from mixture_of_mamba.nn import PROJECTIONS, MambaState
 from mixture_of_mamba.nn.dt_limit import limited_dt
-from mixture_of_mamba.nn.mixing import NORMS, is_one_operator
+from mixture_of_mamba.nn.mixing import NORMS
 
 SUBSETS = [subset for n in range(5) for subset in itertools.combinations(PROJECTIONS, n)]
 BOTH = {"bcdt_norm": True, "dt_limit": (0.01, 0.05)}

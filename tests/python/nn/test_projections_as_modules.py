@@ -8,13 +8,12 @@ import warnings
 
 import pytest
 import torch
-from layer_support import make_layer, random_ids
+from layer_support import is_one_operator, make_layer, random_ids
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import mixture_of_mamba as mom
 from mixture_of_mamba.nn import PROJECTIONS
-from mixture_of_mamba.nn.mixing import is_one_operator
 
 LAYERS = {
     "per modality": {},

@@ -9,13 +9,12 @@ import itertools
 import pytest
 import torch
 import torch._dynamo.testing
-from layer_support import make_layer, random_ids, reference_layer
+from layer_support import is_one_operator, make_layer, random_ids, reference_layer
 from torch import nn
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import checkpoints
 from mixture_of_mamba.nn import PROJECTIONS, modality_linear
-from mixture_of_mamba.nn.mixing import is_one_operator
 
 PARTS = (*PROJECTIONS, "D")
 SHARED = [names for n in range(1, 5) for names in itertools.combinations(PROJECTIONS, n)]
