@@ -34,9 +34,27 @@ void require(bool ok, const char* op, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-std::string shape_of(const Tensor& tensor);   // "[2, 3]"
-std::string device_of(const Tensor& tensor);  // "cuda:0"
-const char* name_of(Dtype dtype);             // "float32"
+// Printed as "[2, 3]" and "cuda:0", and only then made into text: checks mostly succeed.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+struct DeviceOf {
+  const Tensor& tensor;
+};
+std::ostream& operator<<(std::ostream& out, const ShapeOf& shape);
+std::ostream& operator<<(std::ostream& out, const DeviceOf& device);
+inline ShapeOf shape_of(const Tensor& tensor) { return {tensor}; }
+inline DeviceOf device_of(const Tensor& tensor) { return {tensor}; }
+
+// Of an argument, or of an element of one that is a list: printed as "weight[2]".
+struct Name {
+  const char* argument;
+  int64_t index = -1;
+  Name(const char* argument_, int64_t index_ = -1) : argument(argument_), index(index_) {}
+};
+std::ostream& operator<<(std::ostream& out, const Name& name);
+
+const char* name_of(Dtype dtype);  // "float32"
 bool is_floating(Dtype dtype);
 int64_t element_size(Dtype dtype);  // bytes; floating and integer dtypes of up to 8 bytes
 
@@ -46,11 +64,11 @@ ScalarType kernel_type(const char* op, const Tensor& tensor, Dtype dtype);
 // The narrowest dtype that holds all; bfloat16 with float16 gives float32.
 Dtype widest(std::initializer_list<Dtype> dtypes);
 
-void require_floating(const char* op, const char* name, const Tensor& tensor);
-void require_device(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+void require_floating(const char* op, const Name& name, const Tensor& tensor);
+void require_device(const char* op, const Name& name, const Tensor& tensor, const char* other_name,
                     const Tensor& other);
 // `rule` is the shape in words, for the message; -1 in `sizes` matches any size.
-void require_shape(const char* op, const char* name, const Tensor& tensor,
+void require_shape(const char* op, const Name& name, const Tensor& tensor,
                    std::initializer_list<int64_t> sizes, const char* rule);
 // A state that is updated in place.
 void require_in_place(const char* op, const char* name, const Tensor& state, Dtype dtype);

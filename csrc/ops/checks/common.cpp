@@ -9,17 +9,20 @@
 
 namespace mixture_of_mamba::ops {
 
-std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
-  text << "]";
-  return text.str();
+std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
+  out << "[";
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d) out << (d ? ", " : "") << shape.tensor.size(d);
+  return out << "]";
 }
 
-std::string device_of(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  return (tensor.is_cuda() ? "cuda:" : "device:") + std::to_string(tensor.get_device_index());
+std::ostream& operator<<(std::ostream& out, const DeviceOf& device) {
+  if (device.tensor.is_cpu()) return out << "cpu";
+  return out << (device.tensor.is_cuda() ? "cuda:" : "device:") << device.tensor.get_device_index();
+}
+
+std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.argument;
+  return name.index < 0 ? out : out << "[" << name.index << "]";
 }
 
 const char* name_of(Dtype dtype) {
@@ -101,12 +104,12 @@ Dtype widest(std::initializer_list<Dtype> dtypes) {
   return result.value_or(Dtype::Float);
 }
 
-void require_floating(const char* op, const char* name, const Tensor& tensor) {
+void require_floating(const char* op, const Name& name, const Tensor& tensor) {
   require(is_floating(tensor.scalar_type()), op, name, " must be float32, bfloat16, float16 or float64, got ",
           name_of(tensor.scalar_type()));
 }
 
-void require_device(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+void require_device(const char* op, const Name& name, const Tensor& tensor, const char* other_name,
                     const Tensor& other) {
   const bool same = tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
                     (tensor.is_cpu() || tensor.get_device_index() == other.get_device_index());
@@ -120,20 +123,23 @@ void require_in_place(const char* op, const char* name, const Tensor& state, Dty
           state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
 }
 
-void require_shape(const char* op, const char* name, const Tensor& tensor,
+void require_shape(const char* op, const Name& name, const Tensor& tensor,
                    std::initializer_list<int64_t> sizes, const char* rule) {
   bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
-  std::ostringstream wanted;
-  wanted << "[";
   int64_t d = 0;
   for (const int64_t size : sizes) {
-    wanted << (d ? ", " : "");
-    size < 0 ? wanted << "any" : wanted << size;
     same = same && (size < 0 || tensor.size(d) == size);
     ++d;
   }
-  wanted << "]";
-  require(same, op, name, " must have shape ", rule, " = ", wanted.str(), ", got ", shape_of(tensor));
+  if (same) return;
+  std::ostringstream wanted;
+  const char* separator = "[";
+  for (const int64_t size : sizes) {
+    wanted << separator;
+    size < 0 ? wanted << "any" : wanted << size;
+    separator = ", ";
+  }
+  require(false, op, name, " must have shape ", rule, " = ", wanted.str(), "], got ", shape_of(tensor));
 }
 
 Tensor to_dtype(const Tensor& tensor, Dtype dtype) {

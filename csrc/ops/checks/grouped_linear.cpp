@@ -41,16 +41,16 @@ GroupedInputs::GroupedInputs(const char* op, const Tensor& x_, const Tensors& we
           shape_of(weight_[0]));
   out_features = weight_[0].size(0);
   for (int64_t m = 0; m < modalities; ++m) {
-    const std::string name = "weight[" + std::to_string(m) + "]";
-    require_floating(op, name.c_str(), weight_[m]);
-    require_shape(op, name.c_str(), weight_[m], {out_features, in_features}, "[out_features, in_features]");
-    require_device(op, name.c_str(), weight_[m], "x", x_);
+    const Name name("weight", m);
+    require_floating(op, name, weight_[m]);
+    require_shape(op, name, weight_[m], {out_features, in_features}, "[out_features, in_features]");
+    require_device(op, name, weight_[m], "x", x_);
     weight.push_back(to_dtype(weight_[m], dtype));
     if (bias_.empty()) continue;
-    const std::string bias_name = "bias[" + std::to_string(m) + "]";
-    require_floating(op, bias_name.c_str(), bias_[m]);
-    require_shape(op, bias_name.c_str(), bias_[m], {out_features}, "[out_features]");
-    require_device(op, bias_name.c_str(), bias_[m], "x", x_);
+    const Name bias_name("bias", m);
+    require_floating(op, bias_name, bias_[m]);
+    require_shape(op, bias_name, bias_[m], {out_features}, "[out_features]");
+    require_device(op, bias_name, bias_[m], "x", x_);
     bias.push_back(to_dtype(bias_[m], dtype));
   }
   require(offsets_.dim() == 1 && offsets_.numel() == modalities + 1, op,
@@ -58,8 +58,9 @@ GroupedInputs::GroupedInputs(const char* op, const Tensor& x_, const Tensors& we
   require(offsets_.scalar_type() == Dtype::Int || offsets_.scalar_type() == Dtype::Long, op,
           "offsets must be int32 or int64, got ", name_of(offsets_.scalar_type()));
   require_device(op, "offsets", offsets_, "x", x_);
-  require(!host_offsets || host_offsets->is_cpu(), op, "host_offsets must be on the CPU, got ",
-          host_offsets ? device_of(*host_offsets) : "");
+  if (host_offsets) {
+    require(host_offsets->is_cpu(), op, "host_offsets must be on the CPU, got ", device_of(*host_offsets));
+  }
   offsets = to_dtype(offsets_, Dtype::Int);
   boundaries = boundaries_if_on_host(op, host_offsets ? "host_offsets" : "offsets",
                                      host_offsets ? *host_offsets : offsets_, modalities, rows);

@@ -14,9 +14,9 @@ Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& conv_weight, 
   require(conv_weight.dim() == 2 && conv_weight.size(1) >= 1, op,
           "conv_weight must have shape [d_inner, width >= 1], got ", shape_of(conv_weight));
   require(A_log.dim() == 2, op, "A_log must have shape [d_inner, d_state], got ", shape_of(A_log));
-  require(!dt_weight.empty() && dt_weight[0].dim() == 2, op,
-          "dt_weight must hold matrices [d_inner, dt_rank], got ",
-          dt_weight.empty() ? std::string("an empty list") : shape_of(dt_weight[0]));
+  require(!dt_weight.empty(), op, "dt_weight must hold matrices [d_inner, dt_rank], got an empty list");
+  require(dt_weight[0].dim() == 2, op, "dt_weight must hold matrices [d_inner, dt_rank], got ",
+          shape_of(dt_weight[0]));
   kernel_type(op, x, x.scalar_type());
   return x.scalar_type();
 }
@@ -35,7 +35,7 @@ Boundaries checked_boundaries(const char* op, const OptionalTensor& offsets,
   return host_boundaries(op, "host_offsets", source, offsets->numel(), tokens, "batch * length");
 }
 
-void require_parameter(const char* op, const char* name, const Tensor& tensor,
+void require_parameter(const char* op, const Name& name, const Tensor& tensor,
                        std::initializer_list<int64_t> sizes, const char* rule, const Tensor& x) {
   require_floating(op, name, tensor);
   require_shape(op, name, tensor, sizes, rule);
@@ -46,10 +46,6 @@ int64_t rows_of_first(const Tensors& weight) {
   return weight.empty() || weight[0].dim() != 2 ? -1 : weight[0].size(0);
 }
 
-std::string element(const char* name, size_t index) {
-  return std::string(name) + "[" + std::to_string(index) + "]";
-}
-
 // Checked, in the dtype of x, with contiguous columns.
 Tensors matrices(const char* op, const char* name, const Tensors& weight, int64_t out_features,
                  int64_t in_features, const char* rule, const Boundaries& boundaries, const Tensor& x) {
@@ -58,8 +54,7 @@ Tensors matrices(const char* op, const char* name, const Tensors& weight, int64_
           " must hold 1 or num_modalities = ", modalities, " tensors, got ", weight.size());
   Tensors checked;
   for (size_t m = 0; m < weight.size(); ++m) {
-    const std::string full = element(name, m);
-    require_parameter(op, full.c_str(), weight[m], {out_features, in_features}, rule, x);
+    require_parameter(op, {name, static_cast<int64_t>(m)}, weight[m], {out_features, in_features}, rule, x);
     const Tensor same = to_dtype(weight[m], x.scalar_type());
     const bool regular = same.stride(1) == 1 && same.stride(0) >= in_features;
     checked.push_back(regular ? same : packed(same));
@@ -72,7 +67,7 @@ const Tensors& vectors(const char* op, const char* name, const Tensors& bias, in
   require(bias.empty() || bias.size() == weights, op, name, " must be empty or hold as many tensors as ",
           weight_name, " (", weights, "), got ", bias.size());
   for (size_t m = 0; m < bias.size(); ++m) {
-    require_parameter(op, element(name, m).c_str(), bias[m], {size}, rule, x);
+    require_parameter(op, {name, static_cast<int64_t>(m)}, bias[m], {size}, rule, x);
   }
   return bias;
 }
