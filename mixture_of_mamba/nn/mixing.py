@@ -65,7 +65,7 @@ def mix(
     y, conv_state, ssm_state = mamba_block(
         x,
         *parameters,
-        **_order(routing),
+        **_order_of_block(routing),
         cu_seqlens=cu_seqlens,
         conv_state=None if state is None else state.conv,
         ssm_state=None if state is None else state.ssm,
@@ -98,22 +98,22 @@ def block_parameters(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) 
 
 
 def _order(routing: Routing | None) -> dict[str, Any]:
-    if routing is None:
-        return {}
-    return {"rows": routing.rows, "offsets": routing.offsets, "host_offsets": routing.host_offsets}
+    """Of the tokens, for a convolution or a scan."""
+    return {} if routing is None else {"rows": routing.rows, "offsets": routing.offsets}
+
+
+def _order_of_block(routing: Routing | None) -> dict[str, Any]:
+    return {} if routing is None else {**_order(routing), "host_offsets": routing.host_offsets}
 
 
 def mix_step_by_step(
     layer: MixtureOfMamba, x: Tensor, routing: Routing | None, cu_seqlens: Tensor | None, state: MambaState | None
 ) -> tuple[Tensor, MambaState]:
-    rows = None if routing is None else routing.rows
-    offsets = None if routing is None else routing.offsets
     x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
     u, conv_state = causal_conv1d(
         x,
         *conv_parameters(layer),
-        rows=rows,
-        offsets=offsets,
+        **_order(routing),
         cu_seqlens=cu_seqlens,
         initial_state=None if state is None else state.conv,
     )
@@ -161,8 +161,7 @@ def scan(
             _fused_skip(layer) if skip else None,
             z,
             dt_bias,
-            rows=None if routing is None else routing.rows,
-            offsets=None if routing is None else routing.offsets,
+            **_order(routing),
             cu_seqlens=cu_seqlens,
             initial_state=initial_state,
             reverse=reverse,
@@ -175,11 +174,9 @@ def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: Mam
     if not torch.is_autocast_enabled(x.device.type):
         parameters = block_parameters(layer, x, routing)
         if parameters is not None:
-            return mamba_block_step(x, state.conv, state.ssm, *parameters, **_order(routing))
-    rows = None if routing is None else routing.rows
-    offsets = None if routing is None else routing.offsets
+            return mamba_block_step(x, state.conv, state.ssm, *parameters, **_order_of_block(routing))
     x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
-    u = causal_conv1d_step(x, state.conv, *conv_parameters(layer), rows=rows, offsets=offsets)
+    u = causal_conv1d_step(x, state.conv, *conv_parameters(layer), **_order(routing))
     return project(layer.out_proj, _scan_step(layer, u, z, routing, state.ssm), routing)
 
 
@@ -190,9 +187,7 @@ def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | N
         assert routing is not None
         y = scan_of_pairs_step(u, state, dt, A, B, C, z, dt_bias, routing=routing)
     else:
-        rows = None if routing is None else routing.rows
-        offsets = None if routing is None else routing.offsets
-        y = selective_scan_step(u, state, dt, A, B, C, _fused_skip(layer), z, dt_bias, rows=rows, offsets=offsets)
+        y = selective_scan_step(u, state, dt, A, B, C, _fused_skip(layer), z, dt_bias, **_order(routing))
     return _with_skip(layer, y, u, z, routing)
 
 

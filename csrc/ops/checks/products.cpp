@@ -1,55 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/products.h"
 
+#include <algorithm>
+
 namespace mixture_of_mamba::ops {
-
-Tensor view_of(const Tensor& base, std::initializer_list<int64_t> sizes,
-               std::initializer_list<int64_t> strides, int64_t offset) {
-  AtenTensorHandle view = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(base.get(), static_cast<int64_t>(sizes.size()),
-                                                        sizes.begin(), strides.begin(), offset, &view));
-  return Tensor(view);
-}
-
-Tensor as_matrix(const Tensor& tensor) {
-  const int64_t columns = tensor.size(tensor.dim() - 1);
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < tensor.dim(); ++d) rows *= tensor.size(d);
-  bool regular = columns <= 1 || tensor.stride(tensor.dim() - 1) == 1;
-  for (int64_t d = 0; d + 2 < tensor.dim(); ++d) {
-    regular =
-        regular && (tensor.size(d) <= 1 || tensor.stride(d) == tensor.size(d + 1) * tensor.stride(d + 1));
-  }
-  // GEMM libraries want a row stride of at least the row length.
-  const int64_t row_dim = tensor.dim() - 2;
-  regular = regular && (rows <= 1 || (row_dim >= 0 && tensor.stride(row_dim) >= columns));
-  return torch::stable::view(regular ? tensor : packed(tensor), std::vector<int64_t>{rows, columns});
-}
-
-Part Part::of(const Tensor& matrix, bool transposed) {
-  if (matrix.stride(1) == 1) {
-    return {MatrixView(matrix), 0, matrix.size(0), transposed};
-  }
-  return {MatrixView(matrix, matrix.size(1), matrix.size(0), matrix.stride(1)), 0, matrix.size(1),
-          !transposed};
-}
-
-Tensor Part::tensor() const {
-  const Tensor rows = matrix_.row_range(begin_, count_);
-  return transposed_ ? view_of(rows, {matrix_.columns(), count_}, {1, matrix_.row_stride()}, 0) : rows;
-}
-
-Factor Part::factor() const {
-  const ConstRows rows = matrix_.readable();
-  const char* const memory =
-      static_cast<const char*>(rows.data) + begin_ * rows.stride * element_size(matrix_.dtype());
-  Factor factor{const_cast<char*>(memory), matrix_.dtype(), matrix_.device(), count_,
-                matrix_.columns(),         rows.stride,     transposed_};
-  // The stride of a single row may be anything; GEMM libraries want at least its length.
-  if (count_ == 1) factor.stride = matrix_.columns();
-  if (transposed_) std::swap(factor.rows, factor.columns);
-  return factor;
-}
 
 void Products::assign(const Part& out, const Part& left, const Part& right) const {
   if (direct && direct(left.factor(), right.factor(), out.factor(), false)) return;
@@ -68,16 +22,6 @@ void Products::assign_with_row(const Part& out, const Part& left, const Part& ri
       addmm(out.tensor().get(), row.get(), left.tensor().get(), right.tensor().get(), 1.0, 1.0));
 }
 
-ConstRows MatrixView::readable() const {
-  return {static_cast<const char*>(base_.const_data_ptr()) + offset_ * element_size(base_.scalar_type()),
-          row_stride_};
-}
-
-Rows MatrixView::writable() const {
-  return {static_cast<char*>(base_.mutable_data_ptr()) + offset_ * element_size(base_.scalar_type()),
-          row_stride_};
-}
-
 Boundaries host_boundaries(const char* op, const char* name, const Tensor& tensor, int64_t entries,
                            int64_t end, const char* end_meaning) {
   require(tensor.dim() == 1 && tensor.numel() == entries, op, name,
@@ -85,9 +29,10 @@ Boundaries host_boundaries(const char* op, const char* name, const Tensor& tenso
   const Dtype dtype = tensor.scalar_type();
   require(dtype == Dtype::Int || dtype == Dtype::Long, op, name, " must be int32 or int64, got ",
           name_of(dtype));
-  const Tensor wide = packed(to_dtype(tensor, Dtype::Long));
-  const int64_t* data = wide.const_data_ptr<int64_t>();
-  Boundaries values(data, data + entries);
+  const Tensor whole = packed(tensor);
+  Boundaries values(entries);
+  const auto copy = [&](const auto* data) { std::copy(data, data + entries, values.begin()); };
+  dtype == Dtype::Int ? copy(whole.const_data_ptr<int32_t>()) : copy(whole.const_data_ptr<int64_t>());
   require(values.front() == 0 && values.back() <= end, op, name, " must begin with 0 and end at most at ",
           end, " (", end_meaning, "), got ", values.front(), " and ", values.back());
   for (int64_t m = 1; m < entries; ++m) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "ops/products.h"
+#include "ops/matrix_view.h"
 
 namespace mixture_of_mamba::ops {
 
