@@ -27,10 +27,10 @@ struct Products {
                           AtenTensorHandle right, double beta, double alpha);
   // out = left @ right, or out += it.
   bool (*direct)(const Factor& left, const Factor& right, const Factor& out, bool add) = nullptr;
-  // A whole projection, padding rows included, where the rows are few. `settled`: see
-  // kernels/few_rows.h.
+  // A whole projection, padding rows included, where kernels/few_rows.h serves. Boundaries are on the host,
+  // or, when those are empty, in `offsets`, int32 on the device.
   bool (*few_rows)(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
-                   const Boundaries& boundaries, Settled settled) = nullptr;
+                   const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) = nullptr;
 
   void assign(const Part& out, const Part& left, const Part& right) const;
   void add(const Part& out, const Part& left, const Part& right) const;

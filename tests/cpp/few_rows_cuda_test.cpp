@@ -6,6 +6,7 @@
 #include "catch.h"
 #include "cuda_device.h"
 #include "device.h"
+#include "tokens.h"
 
 // Projections of few rows. The kernel exists for a GPU only.
 
@@ -53,10 +54,7 @@ struct Projection {
     return p;
   }
 
-  int modality(int64_t row) const {
-    const auto after = std::upper_bound(offsets.begin() + 1, offsets.end(), row);
-    return static_cast<int>(after - offsets.begin()) - 1;  // `modalities`: padding
-  }
+  int modality(int64_t row) const { return modality_of_row(offsets, row); }
 
   Real expected(int64_t row, int64_t column) const {
     const int m = modality(row);

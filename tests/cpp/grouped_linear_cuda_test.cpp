@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/grouped_linear.h"
 
-#include <algorithm>
-
 #include "catch.h"
 #include "cuda_device.h"
 #include "device.h"
+#include "tokens.h"
 
 // The parts of a grouped linear layer that are not a GEMM. They exist for a GPU only.
 
@@ -35,10 +34,7 @@ struct Groups {
     return groups;
   }
   int64_t size() const { return rows * columns; }
-  int modality(int64_t row) const {
-    const auto after = std::upper_bound(offsets.begin() + 1, offsets.end(), row);
-    return static_cast<int>(after - offsets.begin()) - 1;  // `modalities`: padding
-  }
+  int modality(int64_t row) const { return modality_of_row(offsets, row); }
   Matrix matrix(Arena& arena) const { return Matrix(arena, type, rows, columns, gap, offset); }
   Reals values(Random& random) const { return random.normal(size(), 0, 1, type); }
   // Unspecified results, but nothing outside is touched.

@@ -62,6 +62,10 @@ int64_t Tokens::begin(int64_t sequence) const {
   return std::accumulate(lengths.begin(), lengths.begin() + sequence, int64_t{0});
 }
 
+int modality_of_row(const std::vector<int32_t>& offsets, int64_t row) {
+  return static_cast<int>(std::upper_bound(offsets.begin() + 1, offsets.end(), row) - offsets.begin()) - 1;
+}
+
 int Tokens::modality(int64_t row) const {
   if (!routed) return 0;
   for (int m = 0; m < modalities; ++m) {

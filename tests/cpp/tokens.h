@@ -10,6 +10,9 @@
 
 namespace mixture_of_mamba::testing {
 
+// Of a row, from the boundaries [modalities + 1] in order; `modalities` for padding.
+int modality_of_row(const std::vector<int32_t>& offsets, int64_t row);
+
 // A batch's tokens: what a TokenOrder says, in host memory.
 struct Tokens {
   std::vector<int> lengths;  // of the sequences

@@ -279,8 +279,7 @@ inline int64_t channel_blocks_of(int64_t channels, int vector) {
 
 // Whether a thread's share of a row is one word wherever it lies.
 inline bool rows_in_words(const void* data, int64_t stride, ScalarType type) {
-  return is_aligned_to(data, kBytesOfThread) && stride * size_of(type) % kBytesOfThread == 0 &&
-         stride <= INT32_MAX;
+  return mixture_of_mamba::rows_in_words(data, stride, size_of(type), kBytesOfThread) && stride <= INT32_MAX;
 }
 inline bool state_in_words(const void* data) { return is_aligned_to(data, kBytesOfThread); }
 

@@ -120,7 +120,7 @@ int launch(const CausalConv1dForwardParams& p, const ConvArgs& args, CUstream_st
 template <typename T, int kWidth>
 int launch_width(const CausalConv1dForwardParams& p, const Plan& plan, CUstream_st* stream) {
   constexpr int kVector = kBytesOfThread / sizeof(T);
-  if (plan.aligned && step_supports(p)) return launch_step<Config<T, kWidth, kVector, true>>(p, stream);
+  if (plan.aligned && is_step(p.order)) return launch_step<Config<T, kWidth, kVector, true>>(p, stream);
   return plan.aligned ? launch<Config<T, kWidth, kVector, true>>(p, plan.args, stream)
                       : launch<Config<T, kWidth, 1, false>>(p, plan.args, stream);
 }

@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/causal_conv1d.cuh"
 #include "kernels/cuda/common/chained.cuh"
-#include "kernels/cuda/device_info.h"
+#include "kernels/cuda/common/steps.cuh"
 
 // The forward convolution of a few tokens, as in decoding, where the states are most of what there is to
 // move.
@@ -15,9 +15,7 @@
 
 namespace mixture_of_mamba::conv {
 
-constexpr int64_t kLongestStep = 4;  // tokens; longer ones want their rows through the ring
-constexpr int kStepBlocks = 8;       // of a multiprocessor
-constexpr int64_t kMostStepRows = 65535;
+constexpr int kStepBlocks = 8;  // of a multiprocessor
 
 // One token that is not padding.
 template <typename K>
@@ -79,15 +77,10 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks)
   }
 }
 
-inline bool step_supports(const CausalConv1dForwardParams& p) {
-  return p.order.cu_seqlens == nullptr && p.order.length >= 1 && p.order.length <= kLongestStep;
-}
-
 template <typename K>
 int launch_step(const CausalConv1dForwardParams& p, CUstream_st* stream) {
-  const unsigned columns = static_cast<unsigned>(channel_blocks_of(p.channels, K::kVector));
-  const int64_t at_once = std::max<int64_t>(1, int64_t{kStepBlocks} * multiprocessors_cuda() / columns);
-  const dim3 grid(columns, static_cast<unsigned>(std::min({p.order.sequences, at_once, kMostStepRows})));
+  const unsigned blocks = static_cast<unsigned>(channel_blocks_of(p.channels, K::kVector));
+  const dim3 grid = step_grid(blocks, p.order.sequences, kStepBlocks);
   return launch_chained({grid, kThreads, 0, stream}, step_kernel<K>, p, ConvArgs());
 }
 

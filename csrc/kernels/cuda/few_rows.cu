@@ -73,8 +73,8 @@ int launch_type(const FewRowsParams& p, CUstream_st* stream) {
 
 bool few_rows_supports(const FewRowsParams& p) {
   using namespace few_rows;
-  const auto words = [](const void* data, int64_t stride) {
-    return is_aligned_to(data, 16) && stride % kWord == 0;
+  const auto words = [&](const void* data, int64_t stride) {
+    return rows_in_words(data, stride, size_of(p.type), kWord * size_of(p.type));
   };
   const bool small = int64_t{p.in_features} * p.out_features <= kSmall;
   bool ok = (p.type == ScalarType::kBFloat16 || p.type == ScalarType::kFloat16) &&

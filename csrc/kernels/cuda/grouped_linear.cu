@@ -21,7 +21,7 @@ namespace {
 constexpr int kRows = RowTiles::kRowsInFlight;
 
 bool rows_in_vectors(const void* data, int64_t stride, int64_t columns, int64_t element_bytes) {
-  return is_aligned_to(data, 16) && stride * element_bytes % 16 == 0 && columns * element_bytes % 16 == 0;
+  return rows_in_words(data, stride, element_bytes, 16) && columns * element_bytes % 16 == 0;
 }
 
 template <typename T, int kVector>

@@ -70,19 +70,15 @@ int group_of(int64_t states) {
   return group;
 }
 
-bool rows_aligned(const void* data, int64_t stride, int64_t element_bytes, int64_t word_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % word_bytes == 0 && stride * element_bytes % word_bytes == 0;
-}
-
 // Whether every access of the wide variants is a whole aligned word. 16 bytes serve all of them.
 bool is_aligned(const SelectiveScanForwardParams& p, int group) {
   const int64_t bytes = size_of(p.type);
   const auto wide = [&](const ConstRows& rows) {
-    return rows.data == nullptr || rows_aligned(rows.data, rows.stride, bytes, 16);
+    return rows.data == nullptr || rows_in_words(rows.data, rows.stride, bytes, 16);
   };
   const int64_t matrix_word = std::min<int64_t>(16, group * bytes);
   const auto matrix = [&](const ConstRows& rows) {
-    return rows_aligned(rows.data, rows.stride, bytes, matrix_word);
+    return rows_in_words(rows.data, rows.stride, bytes, matrix_word);
   };
   const auto states = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   return staged_modalities(p) > 0 && p.channels % 8 == 0 && p.states > 0 &&

@@ -15,7 +15,7 @@
 #include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/fast_math.cuh"
 #include "kernels/cuda/common/launch.h"
-#include "kernels/cuda/device_info.h"
+#include "kernels/cuda/common/steps.cuh"
 
 namespace mixture_of_mamba {
 namespace {
@@ -24,9 +24,7 @@ constexpr int kThreads = 128;
 constexpr int kBlocks = 7;  // of a multiprocessor
 constexpr int kQuad = 4;    // states in a word
 constexpr int kMostStates = 128;
-constexpr int kBiases = 4;       // rows of dt_bias in registers; of more, each token loads its own
-constexpr int64_t kLongest = 4;  // tokens; a longer walk is the tiled kernels' work
-constexpr int64_t kMostRows = 65535;
+constexpr int kBiases = 4;  // rows of dt_bias in registers; of more, each token loads its own
 
 template <typename T>
 __device__ __forceinline__ T element(const ConstRows& rows, int32_t row, int64_t column) {
@@ -214,14 +212,11 @@ template <typename T, int kLanes, int kQuads>
 int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   const auto state = [](const void* data) { return is_aligned_to(data, 16); };
   const auto matrix = [](const ConstRows& rows) {
-    constexpr int64_t kBytes = kQuad * sizeof(T);
-    return is_aligned_to(rows.data, kBytes) && rows.stride % kQuad == 0;
+    return rows_in_words(rows.data, rows.stride, sizeof(T), kQuad * sizeof(T));
   };
   const bool wide = p.states == kLanes * kQuads * kQuad && state(p.A) && state(p.initial_state) &&
                     state(p.final_state) && matrix(p.B) && matrix(p.C);
-  const unsigned columns = grid_blocks(p.channels * kLanes, kThreads);
-  const int64_t at_once = std::max<int64_t>(1, int64_t{kBlocks} * multiprocessors_cuda() / columns);
-  const dim3 grid(columns, static_cast<unsigned>(std::min({p.order.sequences, at_once, kMostRows})));
+  const dim3 grid = step_grid(grid_blocks(p.channels * kLanes, kThreads), p.order.sequences, kBlocks);
   const auto kernel = wide ? step_kernel<T, kLanes, kQuads, true> : step_kernel<T, kLanes, kQuads, false>;
   return launch_chained({grid, kThreads, 0, stream}, kernel, p);
 }
@@ -239,8 +234,8 @@ int launch_lanes(const SelectiveScanForwardParams& p, CUstream_st* stream) {
 }  // namespace
 
 bool scan_step_supports(const SelectiveScanForwardParams& p) {
-  return p.order.cu_seqlens == nullptr && p.checkpoints == nullptr && !p.for_training &&
-         p.order.length >= 1 && p.order.length <= kLongest && p.states >= 1 && p.states <= kMostStates;
+  return is_step(p.order) && p.checkpoints == nullptr && !p.for_training && p.states >= 1 &&
+         p.states <= kMostStates;
 }
 
 int launch_scan_step(const SelectiveScanForwardParams& p, CUstream_st* stream) {

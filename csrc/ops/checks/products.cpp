@@ -68,7 +68,10 @@ void Projection::clear_padding_rows(const MatrixView& out) const {
 }
 
 void Projection::forward(const MatrixView& input, const MatrixView& out, Settled settled) const {
-  if (products_.few_rows && products_.few_rows(input, out, weight_, bias_, boundaries_, settled)) return;
+  if (products_.few_rows &&
+      products_.few_rows(input, out, weight_, bias_, boundaries_, std::nullopt, settled)) {
+    return;
+  }
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     const Part right = Part::of(weight_[m], true);
     const Part rows(out, begin, count), left(input, begin, count);

@@ -5,7 +5,6 @@
 
 #include "kernels/cuda/device_info.h"
 #include "ops/cuda/backend.h"
-#include "ops/cuda/few_rows.h"
 
 // Row boundaries on the host: a loop of cuBLAS GEMMs on row ranges (0-3 % over one dense GEMM).
 // Few rows, as in decoding, are one launch of a kernel of our own, wherever the boundaries are.
@@ -105,8 +104,10 @@ struct DevicePath {
   }
 
   static void forward(const GroupedInputs& in, const Tensor& y) {
-    if (run_few_rows(MatrixView(in.x), MatrixView(y), in.weight, in.bias, {}, in.offsets, Settled::kNothing))
+    if (CudaBackend::products().few_rows(MatrixView(in.x), MatrixView(y), in.weight, in.bias, {}, in.offsets,
+                                         Settled::kNothing)) {
       return;
+    }
     Tensors transposed;
     for (const Tensor& weight : in.weight) transposed.push_back(torch::stable::transpose(weight, 0, 1));
     rows_times_matrices(in, in.x, transposed, y);

@@ -5,7 +5,6 @@
 
 #include "ops/cuda/backend.h"
 #include "ops/cuda/blas.h"
-#include "ops/cuda/few_rows.h"
 
 namespace mixture_of_mamba::ops {
 
@@ -16,15 +15,8 @@ constexpr int64_t kMostRows = 1024;  // looked at no further
 
 bool contiguous_columns(const Tensor& tensor) { return tensor.stride(tensor.dim() - 1) == 1; }
 
-bool few_rows_of_host(const MatrixView& input, const MatrixView& out, const Tensors& weight,
-                      const Tensors& bias, const Boundaries& boundaries, Settled settled) {
-  return run_few_rows(input, out, weight, bias, boundaries, {}, settled);
-}
-
-}  // namespace
-
-bool run_few_rows(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
-                  const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) {
+bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
+              const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) {
   const bool sixteen_bits = out.dtype() == Dtype::BFloat16 || out.dtype() == Dtype::Half;
   if (!sixteen_bits || weight.size() > FewRowsParams::kMostModalities || out.rows() > kMostRows ||
       std::max(input.columns(), out.columns()) > kMostFeatures ||
@@ -54,9 +46,11 @@ bool run_few_rows(const MatrixView& input, const MatrixView& out, const Tensors&
   return true;
 }
 
+}  // namespace
+
 const Products& CudaBackend::products() {
   static constexpr Products functions{aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out, multiply_by_cublas,
-                                      few_rows_of_host};
+                                      few_rows};
   return functions;
 }
 

@@ -32,6 +32,11 @@ inline bool is_aligned_to(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % bytes == 0;
 }
 
+// Whether every row begins at an address of whole words.
+inline bool rows_in_words(const void* data, int64_t stride, int64_t element_bytes, int64_t word_bytes) {
+  return is_aligned_to(data, word_bytes) && stride * element_bytes % word_bytes == 0;
+}
+
 template <typename T>
 struct TypeOf {
   using type = T;
