@@ -85,15 +85,19 @@ def block_parameters(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) 
     A_log, D = layer.A_log, layer.D
     if A_log.dim() > 2 or D.dim() > 1:  # one per modality
         return None
-    projections = []
-    for name in PROJECTIONS:
-        parameters = _plain_parameters(getattr(layer, name))
+    projections = [getattr(layer, name) for name in PROJECTIONS]
+    plain = []
+    for projection in projections:
+        parameters = _plain_parameters(projection)
         if parameters is None:
             return None
-        projections.append(parameters)
-    in_proj, x_proj, dt_proj, out_proj = projections
-    if x_proj[1]:  # the operator has no biases there
+        plain.append(parameters)
+    if plain[1][1]:  # the operator has no biases of x_proj
         return None
+    in_proj, x_proj, dt_proj, out_proj = (
+        (_with_shared(projection, weights), biases)
+        for projection, (weights, biases) in zip(projections, plain, strict=True)
+    )
     return *in_proj, *conv_parameters(layer), x_proj[0], *dt_proj, A_log, D, *out_proj
 
 
@@ -249,7 +253,7 @@ def _dt_and_bias(
         if parameters is None:
             return dt_proj(dt_low, routing), None
         weights, biases = parameters
-        dt = grouped_linear(dt_low, weights, None, routing.offsets, routing.host_offsets)
+        dt = grouped_linear(dt_low, dt_proj.with_shared(weights), None, routing.offsets, routing.host_offsets)
         return dt, torch.stack(biases) if biases else None
     if not is_plain_linear(dt_proj):
         return apply_to_all(dt_proj, dt_low, routing), None
@@ -263,7 +267,7 @@ def project(projection: nn.Module, x: Tensor, routing: Routing | None) -> Tensor
 
 
 def _plain_parameters(projection: nn.Module) -> tuple[list[Tensor], list[Tensor]] | None:
-    """Weights and biases of a projection that nobody watches or has replaced."""
+    """Weights, without a shared expert's, and biases of a projection that nobody watches or has replaced."""
     if isinstance(projection, ModalityLinear):
         return None if is_watched(projection) else projection.plain_parameters()
     parameters = plain_parameters(projection)
@@ -271,3 +275,7 @@ def _plain_parameters(projection: nn.Module) -> tuple[list[Tensor], list[Tensor]
         return None
     weight, bias = parameters
     return [weight], [] if bias is None else [bias]
+
+
+def _with_shared(projection: nn.Module, weights: list[Tensor]) -> list[Tensor]:
+    return projection.with_shared(weights) if isinstance(projection, ModalityLinear) else weights

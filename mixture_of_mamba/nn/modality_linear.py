@@ -105,10 +105,10 @@ class ModalityLinear(nn.ModuleList):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
-    def plain_parameters(self, *, with_shared: bool = True) -> tuple[list[Tensor], list[Tensor]] | None:
-        """One matrix per modality, the shared expert added, and one bias each or none; else None.
+    def plain_parameters(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """One matrix per modality, without the shared expert's, and one bias each or none.
 
-        That is where a child is not plain, or children are not alike. Hooks on the whole do not matter here.
+        None where a child is not plain, or children are not alike. Hooks on the whole do not matter here.
         """
         weights, biases = [], []
         for child in self:
@@ -124,21 +124,24 @@ class ModalityLinear(nn.ModuleList):
             parameters = plain_parameters(self.shared)
             if parameters is None or parameters[1] is not None:
                 return None
-            if with_shared:
-                weights = [weight + parameters[0] for weight in weights]
         return weights, biases
+
+    def with_shared(self, weights: list[Tensor]) -> list[Tensor]:
+        """The shared expert added to each, where there is one. For plain children."""
+        return weights if self.shared is None else [weight + self.shared.weight for weight in weights]
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""
         if not isinstance(routing, Routing) or routing.num_modalities != len(self):
             got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
             raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
-        summed = routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS
-        parameters = self.plain_parameters(with_shared=summed)
+        parameters = self.plain_parameters()
         if parameters is None:
             y = apply_per_modality(self, x, routing)
         else:
             weights, biases = parameters
+            summed = routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS
+            weights = self.with_shared(weights) if summed else weights
             y = grouped_linear(x, weights, biases or None, routing.offsets, routing.host_offsets)
             if summed:
                 return y
