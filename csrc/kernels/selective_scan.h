@@ -57,6 +57,8 @@ struct SelectiveScanForwardParams : SelectiveScanParams {
   void* checkpoints = nullptr;
   // Equal bit by bit with and without checkpoints. Else a few tokens without may have kernels of their own.
   bool for_training = false;
+  // initial_state and final_state are of `type`, not acc. Only where a backend says that it takes them so.
+  bool narrow_state = false;
 };
 
 struct SelectiveScanBackwardParams : SelectiveScanParams {
@@ -88,5 +90,7 @@ int launch_selective_scan_forward_cuda(const SelectiveScanForwardParams&, void* 
 size_t selective_scan_backward_workspace_cuda(const SelectiveScanBackwardParams&);
 int launch_selective_scan_backward_cuda(const SelectiveScanBackwardParams&, void* workspace,
                                         CUstream_st* stream);
+// Whether forward may be launched with narrow_state; looks at sizes alone.
+bool selective_scan_takes_narrow_state_cuda(const SelectiveScanForwardParams&);
 
 }  // namespace mixture_of_mamba

@@ -70,8 +70,9 @@ void require_device(const char* op, const Name& name, const Tensor& tensor, cons
 // `rule` is the shape in words, for the message; -1 in `sizes` matches any size.
 void require_shape(const char* op, const Name& name, const Tensor& tensor,
                    std::initializer_list<int64_t> sizes, const char* rule);
-// A state that is updated in place.
-void require_in_place(const char* op, const char* name, const Tensor& state, Dtype dtype);
+// A state that is updated in place, in one dtype or one of two.
+void require_in_place(const char* op, const char* name, const Tensor& state, Dtype dtype,
+                      std::optional<Dtype> or_dtype = {});
 
 Tensor to_dtype(const Tensor& tensor, Dtype dtype);
 Tensor packed(const Tensor& tensor);  // as it is, without a call of torch, where it is contiguous

@@ -24,6 +24,7 @@ class CpuBackend {
     return functions;
   }
 
+  static bool takes_narrow_state(const SelectiveScanForwardParams&) { return false; }
   void run(const SelectiveScanForwardParams& p) const { run_selective_scan_forward_cpu(p, pool()); }
   void run(const SelectiveScanBackwardParams& p) const { run_selective_scan_backward_cpu(p, pool()); }
   void run(const CausalConv1dForwardParams& p) const { run_causal_conv1d_forward_cpu(p, pool()); }

@@ -36,19 +36,16 @@ void block_conv(const BlockInputs& in, const Backend& backend, const Tensor& xz,
   backend.run(params);
 }
 
-template <typename Backend>
+// run(params), whose inputs and y are there, adds states and checkpoints and runs the scan.
+template <typename Backend, typename Run>
 void block_scan(const BlockInputs& in, const Backend& backend, const Tensor& xz, const Tensor& x_dbl,
-                const Tensor& u, const Tensor& dt, const Tensor& y, const OptionalTensor& final_state,
-                const OptionalTensor& checkpoints, bool for_training) {
+                const Tensor& u, const Tensor& dt, const Tensor& y, const Run& run) {
   ScanInputs scan = in.scan(xz, x_dbl, u, dt);
   scan.conversions.run(backend);
   SelectiveScanForwardParams params;
   scan.fill(params);
   params.out = MatrixView(y).writable();
-  params.final_state = final_state ? final_state->mutable_data_ptr() : nullptr;
-  params.checkpoints = checkpoints ? checkpoints->mutable_data_ptr() : nullptr;
-  params.for_training = for_training;
-  backend.run(params);
+  run(params);
 }
 
 // What forward makes on its way.
@@ -56,11 +53,11 @@ struct BlockForward {
   Tensor xz, x_dbl, u, y;
 };
 
-// The whole of forward; the states after the last token and the checkpoints go where they are wanted.
-template <typename Backend>
-BlockForward run_block(const BlockInputs& in, const Backend& backend, const OptionalTensor& conv_state,
-                       const OptionalTensor& ssm_state, const OptionalTensor& checkpoints,
-                       bool for_training) {
+// The whole of forward; the convolution's state after the last token goes to `conv_state`. Of the scan as in
+// block_scan().
+template <typename Backend, typename Run>
+BlockForward run_block(const BlockInputs& in, const Backend& backend, const Tensor& conv_state,
+                       const Run& run_scan) {
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
   // The conversion of A_log came before, and what follows here writes no weight.
   const bool converted = in.A.numel() > 0;
@@ -71,7 +68,7 @@ BlockForward run_block(const BlockInputs& in, const Backend& backend, const Opti
   in.x_proj.forward(MatrixView(u), MatrixView(x_dbl), weights);
   in.dt_proj.forward(in.dt_of(x_dbl), MatrixView(dt), weights);
   const Tensor gated = in.empty(in.tokens, in.inner);
-  block_scan(in, backend, xz, x_dbl, u, dt, gated, ssm_state, checkpoints, for_training);
+  block_scan(in, backend, xz, x_dbl, u, dt, gated, run_scan);
   const Tensor y = empty_like_device(in.input, {in.batch, in.length, in.out_proj.out_features()}, in.io);
   in.out_proj.forward(MatrixView(gated), MatrixView(y, in.tokens, y.size(2), y.size(2)), weights);
   return {xz, x_dbl, u, y};
@@ -94,8 +91,12 @@ BlockOutputs mamba_block(Tensor x, Tensors in_weight, Tensors in_bias, Tensor co
   const bool checkpoint = keep && !lean;
   const Tensor checkpoints =
       checkpoint ? empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc) : nothing(in.acc);
-  const BlockForward made = run_block(in, backend, new_conv_state, new_ssm_state,
-                                      checkpoint ? OptionalTensor(checkpoints) : OptionalTensor(), keep);
+  const BlockForward made = run_block(in, backend, new_conv_state, [&](SelectiveScanForwardParams& params) {
+    params.final_state = new_ssm_state.mutable_data_ptr();
+    params.checkpoints = checkpoint ? checkpoints.mutable_data_ptr() : nullptr;
+    params.for_training = keep;
+    backend.run(params);
+  });
   return {made.y,
           new_conv_state,
           new_ssm_state,
@@ -114,12 +115,18 @@ Tensor mamba_block_step(Tensor x, Tensors in_weight, Tensors in_bias, Tensor con
                         Tensor ssm_state) {
   BlockInputs in("mamba_block_step", Backend::products(), x, in_weight, in_bias, conv_weight, conv_bias,
                  x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias, rows, offsets, host_offsets,
-                 std::nullopt, conv_state, ssm_state);
+                 std::nullopt, conv_state, std::nullopt);
+  // Both before the first of them is written.
+  require_shape(in.op, "conv_state", conv_state, {in.sequences(), in.taps(), in.inner},
+                "[sequences, width - 1, channels]");
   require_in_place(in.op, "conv_state", conv_state, in.io);
-  require_in_place(in.op, "ssm_state", ssm_state, in.acc);
+  const StepState in_place(in.op, "ssm_state", ssm_state, {in.sequences(), in.inner, in.states}, "x", x,
+                           in.acc);
   const Backend backend(x);
   in.conversions.run(backend);
-  return run_block(in, backend, conv_state, ssm_state, {}, false).y;
+  return run_block(in, backend, conv_state,
+                   [&](SelectiveScanForwardParams& params) { in_place.run(backend, params); })
+      .y;
 }
 
 }  // namespace mixture_of_mamba::ops

@@ -43,7 +43,11 @@ BlockGradients mamba_block_backward(
     u = in.empty(in.tokens, in.inner);
     block_conv(in, backend, xz, u, {});
     checkpoints = empty_like_device(x, {in.slots(), in.inner, in.states}, in.acc);
-    block_scan(in, backend, xz, x_dbl, u, dt, gated, {}, checkpoints, true);
+    block_scan(in, backend, xz, x_dbl, u, dt, gated, [&](SelectiveScanForwardParams& params) {
+      params.checkpoints = checkpoints.mutable_data_ptr();
+      params.for_training = true;
+      backend.run(params);
+    });
   }
 
   Tensor grad_gated = in.empty(in.tokens, in.inner);

@@ -5,6 +5,7 @@
 
 #include "kernels/selective_scan.h"
 #include "ops/conversions.h"
+#include "ops/step_state.h"
 
 // selective_scan for any backend: checks, allocation, launch. The mathematics is in
 // kernels/selective_scan.h.
@@ -145,17 +146,16 @@ Tensor selective_scan_step(Tensor u, Tensor state, Tensor dt, Tensor A, Tensor B
                            OptionalTensor z, OptionalTensor dt_bias, OptionalTensor rows,
                            OptionalTensor offsets, bool softplus) {
   const char* op = "selective_scan_step";
-  ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, state, softplus, false,
-                "state");
-  require_in_place(op, "state", state, in.acc);
+  ScanInputs in(op, u, dt, A, B, C, D, z, dt_bias, rows, offsets, std::nullopt, std::nullopt, softplus,
+                false);
+  const StepState in_place(op, "state", state, {in.sequences(), in.channels, in.states}, "u", u, in.acc);
   const Tensor out = empty_like_device(u, {in.batch, in.length, in.channels}, in.io);
   SelectiveScanForwardParams params;
   in.fill(params);
   params.out = {out.mutable_data_ptr(), in.channels};
-  params.final_state = state.mutable_data_ptr();
   const Backend backend(u);
   in.conversions.run(backend);
-  backend.run(params);
+  in_place.run(backend, params);
   return to_dtype(out, u.scalar_type());
 }
 

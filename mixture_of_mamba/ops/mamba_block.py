@@ -113,7 +113,8 @@ def mamba_block_step(
     """:func:`mamba_block` of one or a few tokens that updates both states in place.
 
     For inference only. The states must be contiguous: ``conv_state [batch, width - 1, d_inner]`` in the dtype of ``x``,
-    ``ssm_state [batch, d_inner, d_state]`` in float32 (float64 for float64).
+    ``ssm_state [batch, d_inner, d_state]`` in float32 (float64 for float64), or in the dtype of a 16-bit ``x``, rounded
+    once per call.
     """
     arguments = _with_lists(
         x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias

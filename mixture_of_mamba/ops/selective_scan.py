@@ -96,7 +96,9 @@ def selective_scan_step(
 ) -> Tensor:
     """:func:`selective_scan` of one or a few tokens that updates ``state [batch, channels, states]`` in place.
 
-    For inference only. ``state`` must be contiguous float32 (float64 beside float64 activations).
+    For inference only. ``state`` must be contiguous: float32 (float64 beside float64 activations), or the dtype of a
+    16-bit ``u``. The latter is computed in float32 too, and rounded to nearest once per call, so it drifts from what
+    float32 holds.
     """
     forbid_gradients("selective_scan_step", u, dt, A, B, C, D, z, dt_bias)
     return torch.ops.mixture_of_mamba.selective_scan_step.default(

@@ -83,16 +83,16 @@ std::string ScanProblem::describe() const {
   return text.str();
 }
 
-Outputs ScanProblem::run(Arena& arena, const ScanBackend& backend) const {
-  const ScalarType acc = acc_of(type);
-  const int64_t count = tokens.count();
-  const auto rows = [&](int64_t columns) { return Matrix(arena, type, count, columns, gap, offset); };
-  const auto flat = [&](int64_t size) { return Matrix(arena, acc, 1, size); };
-  const auto input = [&](Matrix matrix, const Reals& values) {
+Matrix ScanProblem::rows(Arena& arena, int64_t columns) const {
+  return Matrix(arena, type, tokens.count(), columns, gap, offset);
+}
+
+SelectiveScanParams ScanProblem::place(Arena& arena) const {
+  const auto input = [](Matrix matrix, const Reals& values) {
     matrix.write(values);
     return matrix;
   };
-
+  const auto flat = [&](int64_t size) { return Matrix(arena, acc_of(type), 1, size); };
   SelectiveScanParams p;
   p.type = type;
   p.channels = channels;
@@ -100,15 +100,44 @@ Outputs ScanProblem::run(Arena& arena, const ScanBackend& backend) const {
   p.order = tokens.place(arena);
   p.softplus = softplus;
   p.reverse = reverse;
-  p.u = input(rows(channels), u).const_rows();
-  p.dt = input(rows(channels), dt).const_rows();
-  p.B = input(rows(states), B).const_rows();
-  p.C = input(rows(states), C).const_rows();
-  if (gate) p.z = input(rows(channels), z).const_rows();
+  p.u = input(rows(arena, channels), u).const_rows();
+  p.dt = input(rows(arena, channels), dt).const_rows();
+  p.B = input(rows(arena, states), B).const_rows();
+  p.C = input(rows(arena, states), C).const_rows();
+  if (gate) p.z = input(rows(arena, channels), z).const_rows();
   p.A = input(flat(channels * states), A).data();
   if (skip) p.D = input(flat(channels), D).data();
   if (bias_modalities > 0) p.dt_bias = input(flat(bias_modalities * channels), dt_bias).data();
   p.bias_modalities = bias_modalities;
+  return p;
+}
+
+Outputs ScanProblem::run_step(Arena& arena,
+                              const std::function<void(const SelectiveScanForwardParams&)>& forward,
+                              bool narrow_state) const {
+  SelectiveScanForwardParams f;
+  static_cast<SelectiveScanParams&>(f) = place(arena);
+  const Matrix out = rows(arena, channels);
+  Matrix state(arena, narrow_state ? type : acc_of(type), 1, state_size(), 0, offset);
+  state.write(initial_values);
+  f.out = out.writable();
+  f.initial_state = f.final_state = state.data();
+  f.narrow_state = narrow_state;
+  forward(f);
+  return {output_of("out", out), output_of("final_state", state)};
+}
+
+Outputs ScanProblem::run(Arena& arena, const ScanBackend& backend) const {
+  const ScalarType acc = acc_of(type);
+  const int64_t count = tokens.count();
+  const auto rows = [&](int64_t columns) { return this->rows(arena, columns); };
+  const auto flat = [&](int64_t size) { return Matrix(arena, acc, 1, size); };
+  const auto input = [&](Matrix matrix, const Reals& values) {
+    matrix.write(values);
+    return matrix;
+  };
+
+  SelectiveScanParams p = place(arena);
   if (initial) p.initial_state = input(flat(state_size()), initial_values).data();
 
   SelectiveScanForwardParams f;

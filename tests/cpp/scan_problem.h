@@ -49,9 +49,15 @@ struct ScanProblem {
   // By scalar loops.
   Outputs reference() const;
   Outputs run(Arena& arena, const ScanBackend& backend) const;
+  // Forward alone, in place from the initial values; the state is `narrow_state`, `offset` into its memory.
+  Outputs run_step(Arena& arena, const std::function<void(const SelectiveScanForwardParams&)>& forward,
+                   bool narrow_state) const;
 
  private:
   struct Gradients;
+  Matrix rows(Arena& arena, int64_t columns) const;  // of every token
+  // All but states in and out.
+  SelectiveScanParams place(Arena& arena) const;
   void reference_channel(int64_t sequence, int64_t channel, Reals& out, Reals& final_state,
                          Gradients& grad) const;
 };

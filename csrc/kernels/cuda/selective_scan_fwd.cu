@@ -202,6 +202,10 @@ int run(const SelectiveScanForwardParams& p, Plan plan, char* workspace, CUstrea
 }  // namespace
 }  // namespace scan_forward
 
+bool selective_scan_takes_narrow_state_cuda(const SelectiveScanForwardParams& params) {
+  return scan_step_supports(params);
+}
+
 size_t selective_scan_forward_workspace_cuda(const SelectiveScanForwardParams& params) {
   return scan_step_supports(params) ? 0 : scan_forward::plan(params).bytes;
 }
@@ -210,6 +214,7 @@ int launch_selective_scan_forward_cuda(const SelectiveScanForwardParams& params,
                                        CUstream_st* stream) {
   if (params.channels == 0 || params.order.sequences == 0) return cudaSuccess;
   if (scan_step_supports(params)) return launch_scan_step(params, stream);
+  if (params.narrow_state) return cudaErrorInvalidValue;
   const scan_forward::Plan plan = scan_forward::plan(params);
   char* const memory = static_cast<char*>(workspace);
   switch (params.type) {

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A thread holds 8 states of one channel, kLanes neighbouring threads a channel (2 with 16 states), and goes
-// through its sequences one by one. The next one's states and token are loaded while this one is computed,
+// through its sequences one by one. The next ones' states and token are loaded while this one is computed,
 // and kept as they are in memory until then: what counts is how many bytes are on their way. A stays in
-// registers; a warp reads states in whole sectors. y is summed over the lanes by shuffles.
+// registers; a warp reads states in whole sectors, a thread in whole words. y is summed over the lanes by
+// shuffles.
+//
+// States are float, or of 16 bits like the activations: computed in float, and rounded when they are stored.
 //
 // Grid    (channels * kLanes / kThreads, as many sequences as fit at once). No shared memory, no barrier.
-// Cost    per (sequence, channel) with 16 states: 64 bytes read, 64 written, and a token's activations.
-//         HBM is the bound.
+// Cost    per (sequence, channel) with 16 states: 64 bytes read, 64 written (32 and 32 in 16 bits), and a
+//         token's activations. HBM is the bound.
 
 #include "kernels/cuda/selective_scan_step.cuh"
 
@@ -22,7 +25,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kBlocks = 7;  // of a multiprocessor
-constexpr int kQuad = 4;    // states in a word
+constexpr int kQuad = 4;    // states of a token's B and C in a word
 constexpr int kMostStates = 128;
 constexpr int kBiases = 4;  // rows of dt_bias in registers; of more, each token loads its own
 
@@ -31,12 +34,15 @@ __device__ __forceinline__ T element(const ConstRows& rows, int32_t row, int64_t
   return static_cast<const T*>(rows.data)[row * rows.stride + column];
 }
 
-// One of the kLanes threads of a channel: it has kQuads quads of states, every kLanes-th one.
-// kWide: all of them exist, and they, B and C lie in whole aligned words.
-template <typename T, int kLanes, int kQuads, bool kWide>
+// One of the kLanes threads of a channel: it has kQuads quads of states. They are every kLanes-th one; with
+// 16-bit states they are neighbours, so that a thread's states are one word.
+// State: their type in memory. kWide: all of them exist, and they, B and C lie in whole aligned words.
+template <typename T, typename State, int kLanes, int kQuads, bool kWide>
 struct Lane {
   static constexpr int kStates = kQuads * kQuad;
+  static constexpr bool kNarrow = sizeof(State) == 2;
   using Matrix = Pack<T, kQuad>;
+  using States = Pack<State, kStates>;  // as they are in memory
   const SelectiveScanForwardParams& p;
   const int64_t channel;
   const int lane;
@@ -62,7 +68,9 @@ struct Lane {
     }
   }
 
-  __device__ int state(int quad) const { return (quad * kLanes + lane) * kQuad; }
+  __device__ int state(int quad) const {
+    return (kNarrow ? lane * kQuads + quad : quad * kLanes + lane) * kQuad;
+  }
   // Of the channel's states of a sequence.
   __device__ int64_t offset(int64_t sequence) const { return (sequence * p.channels + channel) * p.states; }
 
@@ -97,6 +105,43 @@ struct Lane {
 #pragma unroll
         for (int s = 0; s < kQuad; ++s) {
           if (state(q) + s < p.states) values[state(q) + s] = from[4 * q + s];
+        }
+      }
+    }
+  }
+
+  __device__ States load_states(int64_t sequence) const {
+    States states;
+    if constexpr (!kNarrow) {
+      load(p.initial_state, offset(sequence), states.values);
+    } else {
+      const State* from = static_cast<const State*>(p.initial_state) + offset(sequence) + state(0);
+      const bool has = p.initial_state != nullptr && exists;
+      if constexpr (kWide) {
+        states = has ? load_pack<State, kStates, true>(from) : States{};
+      } else {
+#pragma unroll
+        for (int s = 0; s < kStates; ++s) {
+          states.values[s] = has && state(0) + s < p.states ? from[s] : from_float<State>(0.0f);
+        }
+      }
+    }
+    return states;
+  }
+
+  __device__ void store_states(int64_t sequence, const float (&h)[kStates]) const {
+    if constexpr (!kNarrow) {
+      store(p.final_state, offset(sequence), h);
+    } else {
+      State* to = static_cast<State*>(p.final_state) + offset(sequence) + state(0);
+      const States states = from_floats<State>(h);
+      if (!exists) return;
+      if constexpr (kWide) {
+        store_pack<State, kStates, true>(to, states);
+      } else {
+#pragma unroll
+        for (int s = 0; s < kStates; ++s) {
+          if (state(0) + s < p.states) to[s] = states.values[s];
         }
       }
     }
@@ -175,40 +220,43 @@ struct Lane {
   }
 };
 
-// While a sequence is computed, the next one's states and first token are on their way.
-template <typename T, int kLanes, int kQuads, bool kWide>
+// While a sequence is computed, the next one's states and first token are on their way; of 16-bit states two
+// sequences', so as to have as many bytes under way.
+template <typename T, typename State, int kLanes, int kQuads, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     step_kernel(const __grid_constant__ SelectiveScanForwardParams p) {
   follow_previous();
-  using ThisLane = Lane<T, kLanes, kQuads, kWide>;
-  struct One {
-    float h[ThisLane::kStates];
-    typename ThisLane::Token token;
-  };
+  using ThisLane = Lane<T, State, kLanes, kQuads, kWide>;
+  constexpr int kAhead = kWide ? sizeof(float) / sizeof(State) : 1;
   const ThisLane lane(p, blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x);
   const int64_t length = p.order.length, sequences = p.order.sequences;
   const auto load_token = [&](int64_t sequence, int64_t t) {
     return lane.load_token(sequence * length + (p.reverse ? length - 1 - t : t));
   };
-  const auto load = [&](One& one, int64_t sequence) {
-    lane.load(p.initial_state, lane.offset(sequence), one.h);
-    one.token = load_token(sequence, 0);
-  };
-  One now;
-  load(now, blockIdx.y);
+  typename ThisLane::States states[kAhead + 1];  // of this sequence and of the next ones
+  states[0] = lane.load_states(blockIdx.y);
+#pragma unroll
+  for (int i = 1; i < kAhead; ++i) {
+    states[i] = lane.load_states(min(blockIdx.y + i * int64_t{gridDim.y}, sequences - 1));
+  }
+  typename ThisLane::Token token = load_token(blockIdx.y, 0);
 #pragma unroll 1
   for (int64_t sequence = blockIdx.y; sequence < sequences; sequence += gridDim.y) {
-    One next;
-    load(next, min(sequence + gridDim.y, sequences - 1));
-    lane.step(now.token, now.h);
+    states[kAhead] = lane.load_states(min(sequence + kAhead * gridDim.y, sequences - 1));
+    const typename ThisLane::Token next = load_token(min(sequence + gridDim.y, sequences - 1), 0);
+    float h[ThisLane::kStates];
+    to_floats(states[0], h);
+    lane.step(token, h);
 #pragma unroll 1
-    for (int64_t t = 1; t < length; ++t) lane.step(load_token(sequence, t), now.h);
-    if (p.final_state != nullptr) lane.store(p.final_state, lane.offset(sequence), now.h);
-    now = next;
+    for (int64_t t = 1; t < length; ++t) lane.step(load_token(sequence, t), h);
+    if (p.final_state != nullptr) lane.store_states(sequence, h);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) states[i] = states[i + 1];
+    token = next;
   }
 }
 
-template <typename T, int kLanes, int kQuads>
+template <typename T, typename State, int kLanes, int kQuads>
 int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   const auto state = [](const void* data) { return is_aligned_to(data, 16); };
   const auto matrix = [](const ConstRows& rows) {
@@ -217,18 +265,19 @@ int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   const bool wide = p.states == kLanes * kQuads * kQuad && state(p.A) && state(p.initial_state) &&
                     state(p.final_state) && matrix(p.B) && matrix(p.C);
   const dim3 grid = step_grid(grid_blocks(p.channels * kLanes, kThreads), p.order.sequences, kBlocks);
-  const auto kernel = wide ? step_kernel<T, kLanes, kQuads, true> : step_kernel<T, kLanes, kQuads, false>;
+  const auto kernel =
+      wide ? step_kernel<T, State, kLanes, kQuads, true> : step_kernel<T, State, kLanes, kQuads, false>;
   return launch_chained({grid, kThreads, 0, stream}, kernel, p);
 }
 
-template <typename T>
+template <typename T, typename State>
 int launch_lanes(const SelectiveScanForwardParams& p, CUstream_st* stream) {
-  if (p.states <= 4) return launch<T, 1, 1>(p, stream);
-  if (p.states <= 8) return launch<T, 1, 2>(p, stream);
-  if (p.states <= 16) return launch<T, 2, 2>(p, stream);
-  if (p.states <= 32) return launch<T, 4, 2>(p, stream);
-  if (p.states <= 64) return launch<T, 8, 2>(p, stream);
-  return launch<T, 16, 2>(p, stream);
+  if (p.states <= 4) return launch<T, State, 1, 1>(p, stream);
+  if (p.states <= 8) return launch<T, State, 1, 2>(p, stream);
+  if (p.states <= 16) return launch<T, State, 2, 2>(p, stream);
+  if (p.states <= 32) return launch<T, State, 4, 2>(p, stream);
+  if (p.states <= 64) return launch<T, State, 8, 2>(p, stream);
+  return launch<T, State, 16, 2>(p, stream);
 }
 
 }  // namespace
@@ -239,8 +288,10 @@ bool scan_step_supports(const SelectiveScanForwardParams& p) {
 }
 
 int launch_scan_step(const SelectiveScanForwardParams& p, CUstream_st* stream) {
-  return dispatch_type(p.type,
-                       [&](auto type) { return launch_lanes<typename decltype(type)::type>(p, stream); });
+  return dispatch_type(p.type, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return p.narrow_state ? launch_lanes<T, T>(p, stream) : launch_lanes<T, float>(p, stream);
+  });
 }
 
 }  // namespace mixture_of_mamba

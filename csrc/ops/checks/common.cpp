@@ -117,9 +117,11 @@ void require_device(const char* op, const Name& name, const Tensor& tensor, cons
           device_of(tensor));
 }
 
-void require_in_place(const char* op, const char* name, const Tensor& state, Dtype dtype) {
-  require(state.scalar_type() == dtype && state.is_contiguous(), op, name,
-          " is updated in place and must be contiguous ", name_of(dtype), ", got ",
+void require_in_place(const char* op, const char* name, const Tensor& state, Dtype dtype,
+                      std::optional<Dtype> or_dtype) {
+  const bool known = state.scalar_type() == dtype || state.scalar_type() == or_dtype;
+  require(known && state.is_contiguous(), op, name, " is updated in place and must be contiguous ",
+          name_of(dtype), or_dtype ? " or " : "", or_dtype ? name_of(*or_dtype) : "", ", got ",
           state.is_contiguous() ? "contiguous " : "strided ", name_of(state.scalar_type()));
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/selective_scan.h"
+#include "ops/step_state.h"
 
 namespace mixture_of_mamba::ops {
 
@@ -100,6 +101,18 @@ void ScanInputs::fill(SelectiveScanParams& params) const {
   params.dt_bias = dt_bias.data();
   params.bias_modalities = static_cast<int32_t>(bias_modalities);
   params.initial_state = initial_state.data();
+}
+
+StepState::StepState(const char* op, const char* name, const Tensor& state,
+                     std::initializer_list<int64_t> sizes, const char* activation_name,
+                     const Tensor& activation, Dtype acc)
+    : op_(op), state_(state), acc_(acc) {
+  const Dtype narrow = activation.scalar_type();
+  require_shape(op, name, state, sizes, "[sequences, channels, states]");
+  require_device(op, name, state, activation_name, activation);
+  require_in_place(op, name, state, acc,
+                   element_size(narrow) == 2 ? std::optional<Dtype>(narrow) : std::nullopt);
+  type_ = kernel_type(op, state, state.scalar_type());
 }
 
 }  // namespace mixture_of_mamba::ops

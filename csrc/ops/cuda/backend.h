@@ -31,6 +31,9 @@ class CudaBackend {
 
   static const Products& products();
 
+  static bool takes_narrow_state(const SelectiveScanForwardParams& p) {
+    return selective_scan_takes_narrow_state_cuda(p);
+  }
   void run(const SelectiveScanForwardParams& p) const {
     with_workspace(selective_scan_forward_workspace_cuda(p),
                    [&](void* w) { return launch_selective_scan_forward_cuda(p, w, stream_); });

@@ -40,6 +40,11 @@ def scan(batch, length, **options) -> Arguments:
     return scan_arguments(batch, length, CHANNELS, STATES, modalities=MODALITIES, **options)
 
 
+def scan_with_a_narrow_state(batch, length, **options) -> Arguments:
+    arguments = scan(batch, length, dtype=torch.bfloat16, **options)
+    return {**arguments, "initial_state": arguments["initial_state"].bfloat16()}
+
+
 def conv(batch, length, **options) -> Arguments:
     return conv_arguments(batch, length, CHANNELS, modalities=MODALITIES, **options)
 
@@ -174,9 +179,9 @@ def test_frozen_block_in_one_graph(device):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("make", [scan, conv])
+@pytest.mark.parametrize("make", [scan, scan_with_a_narrow_state, conv])
 def test_steps_compile_and_update_the_state(device, make):
-    function = mom.selective_scan_step if make is scan else mom.causal_conv1d_step
+    function = mom.causal_conv1d_step if make is conv else mom.selective_scan_step
     names = {"cu_seqlens", "initial_state", "reverse"}
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)

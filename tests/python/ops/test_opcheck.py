@@ -149,6 +149,13 @@ def test_selective_scan_step(device, variation):
     check("selective_scan_step", operator_arguments("selective_scan_step", arguments, state=state))
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_selective_scan_step_with_a_state_in_16_bits(device, length):
+    arguments = scan_arguments(**{**SMALL, "length": length, "dtype": torch.bfloat16}, device=device)
+    state = arguments["initial_state"].bfloat16()
+    check("selective_scan_step", operator_arguments("selective_scan_step", arguments, state=state))
+
+
 @pytest.mark.parametrize("variation", CONV.values(), ids=CONV)
 @pytest.mark.parametrize("training", [True, False])
 def test_causal_conv1d(device, variation, training):

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/selective_scan.h"
+#include "ops/conversions.h"
+
+namespace mixture_of_mamba::ops {
+
+// The scan's state that a step updates in place: in the accumulation dtype, or, where the activations have 16
+// bits, in their dtype. Then it is computed in the accumulation dtype all the same, and rounded once a call.
+class StepState {
+ public:
+  // `activation`, called `activation_name`, is what the scan walks over.
+  StepState(const char* op, const char* name, const Tensor& state, std::initializer_list<int64_t> sizes,
+            const char* activation_name, const Tensor& activation, Dtype acc);
+
+  // Runs the scan from the state and writes the new one over it. Kernels that do not take 16 bits get a copy.
+  template <typename Backend>
+  void run(const Backend& backend, SelectiveScanForwardParams& params) const {
+    const bool wide = state_.scalar_type() == acc_;
+    params.narrow_state = !wide && type_ == params.type && backend.takes_narrow_state(params);
+    const bool as_it_is = wide || params.narrow_state;
+    const Tensor seen = as_it_is ? state_ : empty_of_shape(state_, acc_);
+    params.initial_state = params.final_state = seen.mutable_data_ptr();
+    if (!as_it_is) copy(backend, state_, seen);
+    backend.run(params);
+    if (!as_it_is) copy(backend, seen, state_);
+  }
+
+ private:
+  template <typename Backend>
+  void copy(const Backend& backend, const Tensor& from, const Tensor& to) const {
+    Conversions conversions(op_);
+    conversions.add(Conversion::Rule::kCopy, Conversions::all_of(from), Conversions::all_of(to));
+    conversions.run(backend);
+  }
+
+  const char* op_;
+  Tensor state_;
+  Dtype acc_;
+  ScalarType type_;  // of the state
+};
+
+}  // namespace mixture_of_mamba::ops
