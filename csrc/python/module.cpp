@@ -102,6 +102,7 @@ template <typename Module>
 void def_module(py::class_<Module, std::shared_ptr<Module>>& type) {
   type.def("named_parameters", [](Module& self) { return self.named_parameters().pairs(); })
       .def("double", [](Module& self) { self.to(torch::kFloat64); })
+      .def("bfloat16", [](Module& self) { self.to(torch::kBFloat16); })
       .def("__repr__", [](const Module& self) {
         std::ostringstream text;
         text << self;
@@ -138,6 +139,13 @@ PYBIND11_MODULE(mixture_of_mamba_cpp, m) {
           },
           py::arg("x"), py::arg("modality") = std::monostate{}, py::kw_only(),
           py::arg("cu_seqlens") = py::none(), py::arg("state") = py::none())
+      .def(
+          "allocate_state",
+          [](const nn::MixtureOfMambaImpl& self, int64_t batch, torch::Dtype ssm_dtype) {
+            const nn::MambaState state = self.allocate_state(batch, std::nullopt, ssm_dtype);
+            return std::make_tuple(state.conv, state.ssm);
+          },
+          py::arg("batch"), py::kw_only(), py::arg("ssm_dtype"))
       .def("step", [](nn::MixtureOfMambaImpl& self, const Tensor& x, const Tensor& conv, const Tensor& ssm,
                       const Modality& modality) {
         nn::MambaState state{conv, ssm};

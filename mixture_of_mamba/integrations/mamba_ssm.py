@@ -108,8 +108,8 @@ def selective_state_update(
     """One token of the scan; ``state`` is updated in place (no gradient).
 
     Args:
-        state: ``[batch, channels, states]``. Contiguous float32 (float64 beside float64 inputs) is updated where it
-            lies; another dtype or layout goes through a copy.
+        state: ``[batch, channels, states]``. Contiguous float32 (float64 beside float64 inputs), or a 16-bit dtype of
+            x, is updated where it lies; another dtype or layout goes through a copy.
         x, dt, z: ``[batch, channels]``.
         A: ``[channels, states]``, real.
         B, C: ``[batch, states]``.
@@ -126,7 +126,8 @@ def selective_state_update(
             raise ValueError(
                 f"{name} must have {dims} dimensions (Mamba-1, without heads or groups), got {list(tensor.shape)}"
             )
-    updated = state.to(accumulation_dtype(x, dt, B, C, z)).contiguous()
+    as_it_is = state.dtype == x.dtype and state.element_size() == 2
+    updated = (state if as_it_is else state.to(accumulation_dtype(x, dt, B, C, z))).contiguous()
     out = selective_scan_step(
         x.unsqueeze(1),
         updated,

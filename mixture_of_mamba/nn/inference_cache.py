@@ -49,8 +49,13 @@ def forward_with_cache(layer: MixtureOfMamba, x: Tensor, params: InferenceParams
 
 
 def _keep(cache: dict[int, Any], index: int, state: MambaState) -> None:
-    """Into the tensors that are there, when they fit: a captured CUDA graph of the step reads those."""
+    """Into the tensors that are there, when they fit: a captured CUDA graph of the step reads those.
+
+    A state of 16 bits that is there already, as of ``allocate_state``, says that 16 bits are wanted.
+    """
     old = cache.get(index)
+    if isinstance(old, MambaState) and old.ssm.dtype == old.conv.dtype == state.conv.dtype:
+        state = state.to(ssm_dtype=old.ssm.dtype)
     if isinstance(old, MambaState) and _alike(old.conv, state.conv) and _alike(old.ssm, state.ssm):
         old.conv.copy_(state.conv)
         old.ssm.copy_(state.ssm)

@@ -17,7 +17,7 @@ from mixture_of_mamba.nn.initialisation import initialise, mark
 from mixture_of_mamba.nn.mixing import PROJECTIONS, decode, mix
 from mixture_of_mamba.nn.modality_argument import routing_of
 from mixture_of_mamba.nn.modality_linear import ModalityLinear
-from mixture_of_mamba.nn.state import MambaState
+from mixture_of_mamba.nn.state import MambaState, checked_ssm_dtype
 from mixture_of_mamba.routing import Routing
 
 __all__ = ["PROJECTIONS", "MixtureOfMamba"]
@@ -162,8 +162,19 @@ class MixtureOfMamba(nn.Module):
         shared = f", shared_expert={self.shared_expert}" if self.shared_expert else ""
         return f"d_model={self.d_model}, num_modalities={self.num_modalities}, decouple={self.decouple}{limit}{shared}"
 
-    def allocate_state(self, batch: int, *, device: Any = None, dtype: torch.dtype | None = None) -> MambaState:
-        """The state before the first token. ``dtype`` is that of the activations (by default the weights')."""
+    def allocate_state(
+        self,
+        batch: int,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        ssm_dtype: torch.dtype | None = None,
+    ) -> MambaState:
+        """The state before the first token. ``dtype`` is that of the activations (by default the weights').
+
+        ``ssm_dtype`` is that of the scan's part: float32 (float64 for float64), or ``dtype`` where that has 16 bits. It
+        then has half of the bytes, and every step rounds it.
+        """
         weight = self.conv1d.weight
         dtype = dtype or weight.dtype
         if not isinstance(batch, (int, torch.SymInt)) or batch < 0:
@@ -171,7 +182,7 @@ class MixtureOfMamba(nn.Module):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type, got {dtype}")
         device = device or weight.device
-        ssm_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        ssm_dtype = checked_ssm_dtype("ssm_dtype", ssm_dtype, dtype)
         return MambaState(
             conv=torch.zeros(batch, self.d_conv - 1, self.d_inner, device=device, dtype=dtype),
             ssm=torch.zeros(batch, self.d_inner, self.d_state, device=device, dtype=ssm_dtype),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixture_of_mamba.nn.per_row import of_rows, with_bias
+from mixture_of_mamba.nn.state import checked_ssm_dtype
 from mixture_of_mamba.ops import selective_scan, selective_scan_step
 from mixture_of_mamba.routing import Routing
 
@@ -72,14 +73,21 @@ def scan_of_pairs_step(
     *,
     routing: Routing,
 ) -> Tensor:
-    """:func:`scan_of_pairs` of one or a few tokens that updates ``state [batch, channels, states]`` in place."""
+    """:func:`scan_of_pairs` of one or a few tokens that updates ``state [batch, channels, states]`` in place.
+
+    A state in a 16-bit dtype of ``u`` is computed in a copy, since the operator's activations are wide here.
+    """
     if not state.is_contiguous():
         raise ValueError(f"state.ssm must be contiguous, got strides {list(state.stride())}")
+    checked_ssm_dtype("state.ssm", state.dtype, u.dtype)
     pairs = _pairs_of_state(state, A)
     u, delta, decay, ones = _pairs(u, dt, A, B, dt_bias, routing)
+    wide = pairs.to(u.dtype)
     h = selective_scan_step(
-        u, pairs, delta, decay, ones, ones, rows=routing.rows, offsets=routing.offsets, softplus=False
+        u, wide, delta, decay, ones, ones, rows=routing.rows, offsets=routing.offsets, softplus=False
     )
+    if pairs.dtype != wide.dtype:
+        pairs.copy_(wide)
     return _gated_output(h, C, z)
 
 

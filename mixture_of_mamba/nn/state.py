@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MambaState"]
+__all__ = ["MambaState", "checked_ssm_dtype"]
+
+
+def checked_ssm_dtype(argument: str, ssm_dtype: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """Of the scan's state beside activations of ``dtype``: float32, float64 for float64, or their 16 bits if asked."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    allowed = (wide, dtype) if dtype.itemsize == 2 else (wide,)
+    if ssm_dtype is not None and ssm_dtype not in allowed:
+        choices = " or ".join(map(str, allowed))
+        raise ValueError(f"{argument} must be {choices} beside activations of {dtype}, got {ssm_dtype}")
+    return ssm_dtype or wide
 
 
 @dataclass
@@ -17,7 +27,8 @@ class MambaState:
 
     Attributes:
         conv: ``[sequences, d_conv - 1, d_inner]``, the last inputs of the convolution, oldest first.
-        ssm: ``[sequences, d_inner, d_state]``, float32 (float64 beside float64 activations).
+        ssm: ``[sequences, d_inner, d_state]``, float32 (float64 beside float64 activations), or the dtype of ``conv``
+            where that has 16 bits: half of the bytes, but every step rounds, so it drifts.
     """
 
     conv: Tensor
@@ -35,11 +46,21 @@ class MambaState:
 
     @torch.no_grad()
     def __setitem__(self, sequences: slice | list[int] | Tensor, state: MambaState) -> None:
-        """Put other values in the rows of some sequences, in place: a captured graph of the step sees them."""
+        """Put other values in the rows of some sequences, in place: a captured graph of the step sees them.
+
+        A prefill's float32 is rounded where this state has 16 bits.
+        """
         if not isinstance(state, MambaState):
             raise TypeError(f"state must be a MambaState, got {type(state).__name__}")
         self.conv[sequences] = state.conv
-        self.ssm[sequences] = state.ssm
+        self.ssm[sequences] = state.ssm.to(self.ssm.dtype)
+
+    def to(self, *, ssm_dtype: torch.dtype) -> MambaState:
+        """The same values with the scan's state in another dtype: a prefill's, which is float32, for steps in 16 bits.
+
+        As with a tensor's ``to``, what needs no change is shared with this state, ``conv`` always.
+        """
+        return MambaState(self.conv, self.ssm.to(checked_ssm_dtype("ssm_dtype", ssm_dtype, self.conv.dtype)))
 
     def clone(self) -> MambaState:
         """A copy to come back to, for example before a block of tokens that is drawn again."""

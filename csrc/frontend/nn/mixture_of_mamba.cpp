@@ -6,6 +6,7 @@
 
 #include "mixing.h"
 #include "names.h"
+#include "ssm_dtype.h"
 #include "text.h"
 
 namespace mixture_of_mamba::nn {
@@ -193,14 +194,15 @@ torch::Tensor MixtureOfMambaImpl::step(const torch::Tensor& x, MambaState& state
   return routing ? routing->unsort(y) : y;
 }
 
-MambaState MixtureOfMambaImpl::allocate_state(int64_t batch, std::optional<torch::Dtype> dtype) const {
+MambaState MixtureOfMambaImpl::allocate_state(int64_t batch, std::optional<torch::Dtype> dtype,
+                                              std::optional<torch::Dtype> ssm_dtype) const {
   require_value(batch >= 0, "batch must be an integer of at least 0, got {}", batch);
   require_value(!dtype || c10::isFloatingType(*dtype), "dtype must be a floating type, got {}",
                 dtype ? frontend::name_of(*dtype) : "");
   const auto activations =
       conv1d->weight.options().requires_grad(false).dtype(dtype.value_or(conv1d->weight.scalar_type()));
-  const auto sums =
-      activations.dtype(activations.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
+  const auto sums = activations.dtype(
+      frontend::checked_ssm_dtype("ssm_dtype", ssm_dtype, c10::typeMetaToScalarType(activations.dtype())));
   return {torch::zeros({batch, options.d_conv() - 1, options.d_inner()}, activations),
           torch::zeros({batch, options.d_inner(), options.d_state()}, sums)};
 }

@@ -3,6 +3,7 @@
 
 #include "mixture_of_mamba/ops.h"
 #include "per_row.h"
+#include "ssm_dtype.h"
 #include "text.h"
 
 namespace mixture_of_mamba::frontend {
@@ -57,11 +58,14 @@ std::tuple<at::Tensor, at::Tensor> scan_of_pairs(const PairScan& scan, const Opt
 at::Tensor scan_of_pairs_step(const PairScan& scan, const at::Tensor& state) {
   require_value(state.is_contiguous(), "state.ssm must be contiguous, got strides [{}]",
                 fmt::join(state.strides().begin(), state.strides().end(), ", "));
-  at::Tensor flat = pairs_of_state(state, scan.A);
+  checked_ssm_dtype("state.ssm", state.scalar_type(), scan.u.scalar_type());
   const Pairs pairs = pairs_of(scan);
+  const at::Tensor flat = pairs_of_state(state, scan.A);
+  at::Tensor wide = flat.to(pairs.u.scalar_type());
   const at::Tensor h =
-      selective_scan_step(pairs.u, flat, pairs.delta, pairs.decay, pairs.ones, pairs.ones,
+      selective_scan_step(pairs.u, wide, pairs.delta, pairs.decay, pairs.ones, pairs.ones,
                           {.rows = scan.routing.rows, .offsets = scan.routing.offsets, .softplus = false});
+  if (!wide.is_same(flat)) flat.copy_(wide);
   return gated_output(h, scan);
 }
 

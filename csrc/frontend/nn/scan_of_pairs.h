@@ -34,7 +34,8 @@ struct PairScan {
 std::tuple<at::Tensor, at::Tensor> scan_of_pairs(const PairScan& scan, const OptionalTensor& cu_seqlens,
                                                  const OptionalTensor& initial_state);
 
-// The same for one or a few tokens, updating `state` [batch, channels, states] in place.
+// The same for one or a few tokens, updating `state` [batch, channels, states] in place; in a 16-bit dtype of
+// u by way of a copy, since the operator's activations are wide here.
 at::Tensor scan_of_pairs_step(const PairScan& scan, const at::Tensor& state);
 
 }  // namespace mixture_of_mamba::frontend

@@ -86,6 +86,18 @@ TEST_CASE("Steps on a GPU go on from where the whole ends", "[cuda]") {
   require_all_close(to_host({torch::cat(steps, 1), state.conv, state.ssm}), {y, last.conv, last.ssm});
 }
 
+TEST_CASE("A scan's state in 16 bits on a GPU is rounded as on the CPU", "[cuda]") {
+  if (no_gpu()) return;
+  torch::manual_seed(23);
+  nn::MixtureOfMamba layer(MixtureOfMambaOptions(32, 2).dtype(torch::kBFloat16).device(torch::kCUDA));
+  torch::NoGradGuard no_grad;
+  nn::MambaState narrow = layer->allocate_state(2, {}, torch::kBFloat16), wide = layer->allocate_state(2);
+  const Tensor x = torch::randn({2, 1, 32}).to(torch::kBFloat16).cuda();
+  const Tensor y = layer->step(x, narrow, 1), expected = layer->step(x, wide, 1);
+  REQUIRE(torch::equal(narrow.ssm, wide.ssm.to(torch::kBFloat16)));
+  REQUIRE(torch::allclose(y, expected, 2e-2, 2e-2));
+}
+
 TEST_CASE("A model on a GPU has the losses of one on the CPU, and learns under autocast", "[cuda]") {
   if (no_gpu()) return;
   torch::manual_seed(22);

@@ -160,6 +160,38 @@ TEST_CASE("Whole, in chunks and in steps: the state carries everything, and its 
   REQUIRE_FALSE(torch::equal(state.ssm, kept.ssm));
 }
 
+TEST_CASE("The scan's state may have 16 bits: a step in float32, rounded", "[state]") {
+  torch::manual_seed(12);
+  const auto as = [](torch::Dtype dtype) { return small().dtype(dtype); };
+  std::vector<std::string> with_A = subset(15);
+  with_A.push_back("A_log");
+  for (const auto& options :
+       {as(torch::kBFloat16), as(torch::kHalf), as(torch::kBFloat16).bcdt_norm(true),
+        as(torch::kBFloat16).dt_limit(std::make_pair(0.01, 0.05)), as(torch::kBFloat16).decouple(with_A)}) {
+    MixtureOfMamba layer(options);
+    INFO(*layer);
+    const torch::Dtype dtype = *options.dtype();
+    const Tensor x = torch::randn({2, 7, 4}).to(dtype), ids = random_ids(2, 7, 3);
+    torch::NoGradGuard no_grad;
+    const auto [y, prefilled] = layer->forward_with_state(x, ids);
+    nn::MambaState narrow = prefilled.to(dtype), wide{narrow.conv.clone(), narrow.ssm.to(torch::kFloat32)};
+    REQUIRE(torch::equal(narrow.ssm, prefilled.ssm.to(dtype)));
+    const Tensor stepped = layer->step(x.slice(1, 0, 2), narrow, ids.slice(1, 0, 2));
+    require_close("y", stepped.to(torch::kFloat64),
+                  layer->step(x.slice(1, 0, 2), wide, ids.slice(1, 0, 2)).to(torch::kFloat64), 2e-2);
+    REQUIRE(narrow.ssm.scalar_type() == dtype);
+    REQUIRE(torch::equal(narrow.ssm, wide.ssm.to(dtype)));
+    // A chunk goes on from it, and ends in float32.
+    const auto [more, last] = layer->forward_with_state(x, ids, {.state = narrow});
+    const auto [expected, _] = layer->forward_with_state(x, ids, {.state = narrow.to(torch::kFloat32)});
+    REQUIRE(torch::equal(more, expected));
+    REQUIRE(last.ssm.scalar_type() == torch::kFloat32);
+    const nn::MambaState empty = layer->allocate_state(3, {}, dtype);
+    REQUIRE(empty.ssm.scalar_type() == dtype);
+    REQUIRE(empty.conv.scalar_type() == dtype);
+  }
+}
+
 TEST_CASE("Packed documents are separate documents, and padding does not exist", "[packing]") {
   torch::manual_seed(4);
   MixtureOfMamba layer = make_layer(small());
@@ -311,6 +343,11 @@ TEST_CASE("Errors of the layer name the argument, the requirement and what came"
   REQUIRE(error_of([&] { layer->allocate_state(-1); }) == "batch must be an integer of at least 0, got -1");
   REQUIRE(error_of([&] { layer->allocate_state(1, torch::kInt64); }) ==
           "dtype must be a floating type, got torch.int64");
+  REQUIRE(error_of([&] { layer->allocate_state(1, torch::kBFloat16, torch::kHalf); }) ==
+          "ssm_dtype must be torch.float32 or torch.bfloat16 beside activations of torch.bfloat16, got "
+          "torch.float16");
+  REQUIRE(error_of([&] { layer->allocate_state(1).to(torch::kBFloat16); }) ==
+          "ssm_dtype must be torch.float32 beside activations of torch.float32, got torch.bfloat16");
   REQUIRE(error_of([&] { nn::ModalityLinear(2, 3, 0); }) == "num_modalities must be at least 1, got 0");
   const Routing three = Routing::from_ids(random_ids(2, 3, 3), 3);
   REQUIRE(error_of([&] { nn::ModalityLinear(4, 3, 2)->forward(x, three); }) ==

@@ -134,6 +134,17 @@ def test_dense(cpp):
     assert_same(ours, theirs, x, torch.randint(-1, 3, (2, 5)))
 
 
+def test_steps_of_a_scan_state_in_16_bits(cpp):
+    ours, theirs = pair(cpp)
+    ours.bfloat16(), theirs.bfloat16()
+    state, (conv, ssm) = (layer.allocate_state(2, ssm_dtype=torch.bfloat16) for layer in (ours, theirs))
+    assert conv.dtype == ssm.dtype == torch.bfloat16
+    for _ in range(6):
+        x, ids = torch.randn(2, 1, 8).bfloat16(), torch.randint(-1, 3, (2, 1))
+        assert torch.equal(theirs.step(x, conv, ssm, ids), ours.step(x, state, ids))
+        assert torch.equal(conv, state.conv) and torch.equal(ssm, state.ssm)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"decouple": (*PROJECTIONS, "A_log", "D")}, {"shared_expert": PROJECTIONS}], ids=str
 )

@@ -6,8 +6,21 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixture_of_mamba import selective_scan_fn, selective_state_update
+
+
+class Names(TorchDispatchMode):
+    """Of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 def plain(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False):
@@ -88,6 +101,22 @@ def test_states_of_other_layouts_and_dtypes(layout):
     computed = torch.bfloat16 if layout == "bfloat16" else torch.float32
     torch.testing.assert_close(state.to(computed), expected_state.to(computed))
     assert (pool[:, 0] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_state_in_the_dtype_of_x_is_updated_where_it_lies(dtype, device):
+    """As the original keeps it: rounded once a token."""
+    t = problem(dtype=dtype, device=device)
+    t["state"] = state = t["state"].to(dtype)
+    expected, expected_state = plain(**t, dt_softplus=True)
+    wide = t["state"].float()
+    selective_state_update(**{**t, "state": wide}, dt_softplus=True)
+    with Names() as called:
+        out = selective_state_update(**t, dt_softplus=True)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(state, expected_state.to(dtype))
+    assert torch.equal(state, wide.to(dtype))
+    assert not any("copy" in name for name in called.names), "by way of a copy"
 
 
 def test_token_by_token_is_the_scan():

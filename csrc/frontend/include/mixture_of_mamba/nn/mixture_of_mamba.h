@@ -88,8 +88,11 @@ class MixtureOfMambaImpl : public torch::nn::Cloneable<MixtureOfMambaImpl> {
   /// The state before the first token, on the layer's device.
   /// \param batch sequences, 0 or more.
   /// \param dtype that of the activations, by default the weights'.
-  /// \throws c10::ValueError a negative batch, or a dtype that is not floating.
-  MambaState allocate_state(int64_t batch, std::optional<torch::Dtype> dtype = {}) const;
+  /// \param ssm_dtype that of the scan's part: float32 (float64 for float64), or `dtype` where that has 16
+  /// bits. It then has half of the bytes, and every step rounds it.
+  /// \throws c10::ValueError a negative batch, a dtype that is not floating, or another ssm_dtype.
+  MambaState allocate_state(int64_t batch, std::optional<torch::Dtype> dtype = {},
+                            std::optional<torch::Dtype> ssm_dtype = {}) const;
 
   /// A_log, D and the biases of dt_proj: what an optimiser should not decay.
   std::vector<torch::Tensor> parameters_without_weight_decay() const;
