@@ -50,12 +50,12 @@ def report(title: str, case: Case, timings: dict[str, Timing]) -> None:
     ours = next(iter(timings.values())).median
     print(f"\n{title}")
     for name, timing in timings.items():
-        line = f"  {name:<24} {timing.median:9.3f} ms  [{timing.low:.3f} .. {timing.high:.3f}]"
+        line = f"  {name:<28} {timing.median:9.3f} ms  [{timing.low:.3f} .. {timing.high:.3f}]"
         line += f"  {timing.median / ours:7.2f}x"
         if timing.wall is not None:
             line += f"  wall {timing.wall:.3f} ms"
-        if case.bytes_moved:
-            line += f"  {case.bytes_moved / timing.median / 1e6:8.0f} GB/s"
+        if moved := case.bytes_of.get(name, case.bytes_moved):
+            line += f"  {moved / timing.median / 1e6:8.0f} GB/s"
         if case.flops:
             line += f"  {case.flops / timing.median / 1e9:8.2f} TFLOP/s"
         print(line)

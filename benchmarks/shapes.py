@@ -53,6 +53,7 @@ class Case:
     gate: Callable[[], float]  # relative error against a reference
     tolerance: float
     bytes_moved: float = 0.0
+    bytes_of: dict[str, int] = field(default_factory=dict)  # of contenders that move another number
     flops: float = 0.0
     notes: list[str] = field(default_factory=list)
 
