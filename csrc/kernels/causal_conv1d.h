@@ -39,6 +39,7 @@ struct CausalConv1dForwardParams : CausalConv1dParams {
   Rows y;                       // [tokens, channels]; every row is written
   void* final_state = nullptr;  // type [sequences, width - 1, channels] or null; may be initial_state
                                 // itself, also when a sequence is shorter than the window
+  bool settled_state = false;   // as in selective_scan.h
 };
 
 struct CausalConv1dBackwardParams : CausalConv1dParams {

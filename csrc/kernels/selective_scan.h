@@ -59,6 +59,9 @@ struct SelectiveScanForwardParams : SelectiveScanParams {
   bool for_training = false;
   // initial_state and final_state are of `type`, not acc. Only where a backend says that it takes them so.
   bool narrow_state = false;
+  // Whether initial_state and the order of the tokens were written before the kernels on the stream that may
+  // still be running (Settled in few_rows.h).
+  bool settled_state = false;
 };
 
 struct SelectiveScanBackwardParams : SelectiveScanParams {

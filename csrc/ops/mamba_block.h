@@ -33,6 +33,8 @@ void block_conv(const BlockInputs& in, const Backend& backend, const Tensor& xz,
   conv.fill(params);
   params.y = MatrixView(u).writable();
   params.final_state = final_state ? final_state->mutable_data_ptr() : nullptr;
+  params.settled_state =
+      in.settled() && in.conv_state && params.initial_state == in.conv_state->const_data_ptr();
   backend.run(params);
 }
 
@@ -59,10 +61,8 @@ template <typename Backend, typename Run>
 BlockForward run_block(const BlockInputs& in, const Backend& backend, const Tensor& conv_state,
                        const Run& run_scan) {
   const Tensor xz = in.empty(in.tokens, 2 * in.inner), u = in.empty(in.tokens, in.inner);
-  // The conversion of A_log came before, and what follows here writes no weight.
-  const bool converted = in.A.numel() > 0;
-  const Settled weights = converted ? Settled::kWeights : Settled::kNothing;
-  in.in_proj.forward(in.x, MatrixView(xz), converted ? Settled::kEverything : Settled::kNothing);
+  const Settled weights = in.settled() ? Settled::kWeights : Settled::kNothing;  // nothing here writes one
+  in.in_proj.forward(in.x, MatrixView(xz), in.settled() ? Settled::kEverything : Settled::kNothing);
   block_conv(in, backend, xz, u, conv_state);
   const Tensor x_dbl = in.empty(in.tokens, in.rank + 2 * in.states), dt = in.empty(in.tokens, in.inner);
   in.x_proj.forward(MatrixView(u), MatrixView(x_dbl), weights);
@@ -125,7 +125,7 @@ Tensor mamba_block_step(Tensor x, Tensors in_weight, Tensors in_bias, Tensor con
   const Backend backend(x);
   in.conversions.run(backend);
   return run_block(in, backend, conv_state,
-                   [&](SelectiveScanForwardParams& params) { in_place.run(backend, params); })
+                   [&](SelectiveScanForwardParams& params) { in_place.run(backend, params, in.settled()); })
       .y;
 }
 

@@ -22,6 +22,8 @@ struct BlockInputs {
 
   int64_t sequences() const { return order.order().sequences; }
   int64_t taps() const { return conv_weight.size(1) - 1; }  // of the convolution into the past
+  // Whether the conversions, once run, have waited for all work before this op (Settled in few_rows.h).
+  bool settled() const { return A.numel() > 0; }
   int64_t slots() const { return selective_scan_checkpoint_slots(tokens, sequences()); }
   Tensor empty(int64_t rows, int64_t columns) const { return empty_like_device(input, {rows, columns}, io); }
   // The parts of xz [tokens, 2 * inner] and of x_dbl [tokens, rank + 2 * states].

@@ -155,7 +155,7 @@ Tensor selective_scan_step(Tensor u, Tensor state, Tensor dt, Tensor A, Tensor B
   params.out = {out.mutable_data_ptr(), in.channels};
   const Backend backend(u);
   in.conversions.run(backend);
-  in_place.run(backend, params);
+  in_place.run(backend, params, false);
   return to_dtype(out, u.scalar_type());
 }
 

@@ -15,11 +15,13 @@ class StepState {
             const char* activation_name, const Tensor& activation, Dtype acc);
 
   // Runs the scan from the state and writes the new one over it. Kernels that do not take 16 bits get a copy.
+  // `settled`: that of the params, for the state itself.
   template <typename Backend>
-  void run(const Backend& backend, SelectiveScanForwardParams& params) const {
+  void run(const Backend& backend, SelectiveScanForwardParams& params, bool settled) const {
     const bool wide = state_.scalar_type() == acc_;
     params.narrow_state = !wide && type_ == params.type && backend.takes_narrow_state(params);
     const bool as_it_is = wide || params.narrow_state;
+    params.settled_state = settled && as_it_is;
     const Tensor seen = as_it_is ? state_ : empty_of_shape(state_, acc_);
     params.initial_state = params.final_state = seen.mutable_data_ptr();
     if (!as_it_is) copy(backend, state_, seen);

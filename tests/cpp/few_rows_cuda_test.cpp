@@ -6,14 +6,23 @@
 #include "catch.h"
 #include "cuda_device.h"
 #include "device.h"
+#include "kernels/cuda/device_info.h"
 #include "tokens.h"
 
-// Projections of few rows. The kernel exists for a GPU only.
+// Projections of few rows. The kernels exist for a GPU only.
 
 namespace mixture_of_mamba::testing {
 namespace {
 
-constexpr int kMostRows = 32, kMostRowsOfSmall = 64;
+// Rows of a modality that the kernel which needs compute capability 9.0 serves, and the one for all devices.
+constexpr int kMostTileRows = 128, kMostRows = 32, kMostRowsOfSmall = 64;
+
+bool has_tiles() { return compute_capability_cuda() == 90; }
+bool is_small(int64_t elements) { return elements <= 1 << 20; }
+int most_rows(int64_t elements) {
+  if (has_tiles()) return is_small(elements) ? 2 * kMostTileRows : kMostTileRows;
+  return is_small(elements) ? kMostRowsOfSmall : kMostRows;
+}
 
 struct Projection {
   ScalarType type;
@@ -36,9 +45,10 @@ struct Projection {
     p.modalities = random.chance(8) ? FewRowsParams::kMostModalities : random.between(1, 4);
     p.x_gap = 8 * random.below(3), p.weight_gap = 8 * random.below(3), p.y_gap = random.below(9);
     p.on_device = random.chance(3), p.settled = static_cast<Settled>(random.below(3));
-    const bool small = p.in_features * p.out_features <= 1 << 20;
-    const int limit = small ? kMostRowsOfSmall : kMostRows;
-    const int most = p.on_device ? limit / p.modalities : random.chance(2) ? 4 : limit;
+    // Boundaries on the device leave the host with all rows for every modality, of which there are several tiles.
+    const int limit = most_rows(p.in_features * p.out_features) * (p.on_device && has_tiles() ? 3 : 1);
+    const int largest = p.on_device ? limit / p.modalities : limit;
+    const int most = random.chance(2) ? std::min(4, largest) : random.between(1, largest);
     p.offsets = {0};
     for (int m = 0; m < p.modalities; ++m) {
       p.offsets.push_back(p.offsets.back() + (random.chance(4) ? 0 : random.between(0, most)));
@@ -55,6 +65,15 @@ struct Projection {
   }
 
   int modality(int64_t row) const { return modality_of_row(offsets, row); }
+
+  // Whether as many rows, and one row, are added up alike.
+  bool is_as_one_row() const {
+    const int tiles = (out_features + 63) / 64;
+    int most = on_device ? rows : 0;
+    for (int m = 0; m < modalities; ++m) most = std::max(most, offsets[m + 1] - offsets[m]);
+    if (!has_tiles() || tiles >= 64) return true;
+    return most <= (is_small(int64_t{in_features} * out_features) && tiles < 32 ? kMostRowsOfSmall : 32);
+  }
 
   Real expected(int64_t row, int64_t column) const {
     const int m = modality(row);
@@ -131,7 +150,7 @@ TEST_CASE("few rows times the matrix of their modality", "[few_rows]") {
 
 TEST_CASE("a row's result does not depend on the rows beside it", "[few_rows]") {
   for_random_projections([](const Projection& p, Random& random) {
-    if (p.rows == 0) return;
+    if (p.rows == 0 || !p.is_as_one_row()) return;
     const Output all = p.run(p.offsets);
     const int64_t row = random.below(p.rows), m = p.modality(row);
     Projection one = p;
@@ -175,11 +194,12 @@ TEST_CASE("what is not few rows of 16 bits in whole words is left to others", "[
   CHECK(refused([](FewRowsParams& q) { q.weight[0] = memory + 8; }));
   CHECK(refused([](FewRowsParams& q) { q.weight_stride[0] = 9; }));
   CHECK(refused([](FewRowsParams& q) { q.modalities = FewRowsParams::kMostModalities + 1; }));
-  CHECK(refused([](FewRowsParams& q) { q.rows = q.begin[1] = kMostRowsOfSmall + 1; }));
+  CHECK(refused([](FewRowsParams& q) { q.rows = q.begin[1] = most_rows(1) + 1; }));
   CHECK(refused([](FewRowsParams& q) {
-    q.rows = q.begin[1] = kMostRows + 1;
-    q.in_features = 1024, q.out_features = 1025;
+    q.in_features = q.x.stride = q.weight_stride[0] = 1024, q.out_features = 1025;
+    q.rows = q.begin[1] = most_rows(1024 * 1025) + 1;
   }));
+  CHECK_FALSE(refused([](FewRowsParams& q) { q.rows = q.begin[1] = most_rows(1); }));
 }
 
 }  // namespace

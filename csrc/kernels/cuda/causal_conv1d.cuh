@@ -84,13 +84,19 @@ struct Walk : Taps<K::kWidth> {
   float weight[K::kWidth > 0 ? K::kWidth : 1][kVector];
   float bias[kVector];
 
-  __device__ __forceinline__ Walk(const CausalConv1dParams& p_, const ConvArgs& args_, int64_t channel_)
+  // The parameters may be loaded later, by load_parameters().
+  __device__ __forceinline__ Walk(const CausalConv1dParams& p_, const ConvArgs& args_, int64_t channel_,
+                                  bool with_parameters = true)
       : Taps<K::kWidth>(p_),
         p(p_),
         args(args_),
         channel(channel_),
         valid_rows(p.order.offsets != nullptr ? p.order.offsets[p.order.modalities] : INT32_MAX) {
     window.place(args, 0);
+    if (with_parameters) load_parameters();
+  }
+
+  __device__ __forceinline__ void load_parameters() {
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
       bias[v] = p.bias != nullptr ? static_cast<const float*>(p.bias)[channel + v] : 0.0f;

@@ -37,28 +37,32 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks)
     step_kernel(const __grid_constant__ CausalConv1dForwardParams p, const __grid_constant__ ConvArgs args) {
   using Channels = typename Walk<K>::Channels;
   constexpr int kTaps = K::kWidth - 1;
-  follow_previous();
+  let_next_begin();
+  if (!p.settled_state) wait_for_previous();
   const int64_t channel = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * K::kVector;
-  if (channel >= p.channels) return;
-  Walk<K> walk(p, args, channel);
+  if (channel >= p.channels) return wait_for_previous();
+  Walk<K> walk(p, args, channel, false);
   struct One {
     Channels state[kTaps], x;
     int32_t row;
   };
   const int64_t length = p.order.length, sequences = p.order.sequences;
-  const auto load = [&](int64_t sequence) {
-    One one;
+  const auto load_state = [&](One& one, int64_t sequence) {
     walk.unit.sequence = static_cast<int32_t>(sequence);
     one.row = p.order.row_of(sequence * length);
 #pragma unroll
     for (int j = 0; j < kTaps; ++j) one.state[j] = walk.load_state(p.initial_state, j);
-    one.x = walk.load(p.x, one.row);  // of padding too, and then not used
-    return one;
   };
-  One now = load(blockIdx.y);
+  One now;
+  load_state(now, blockIdx.y);
+  wait_for_previous();
+  walk.load_parameters();
+  now.x = walk.load(p.x, now.row);  // of padding too, and then not used
 #pragma unroll 1
   for (int64_t sequence = blockIdx.y; sequence < sequences; sequence += gridDim.y) {
-    const One next = load(min(sequence + gridDim.y, sequences - 1));
+    One next;
+    load_state(next, min(sequence + gridDim.y, sequences - 1));
+    next.x = walk.load(p.x, next.row);
 #pragma unroll
     for (int j = 0; j < kTaps; ++j) walk.set_window(j, now.state[j]);
 #pragma unroll 1

@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host side of the projections of few rows: what is served, and how it is cut. few_rows_kernel.cuh has the
-// idea.
+// Host side of the projections of few rows: what is served, by which of the two kernels, and how that of
+// few_rows_kernel.cuh is cut.
 
 #include "kernels/cuda/common/launch.h"
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/few_rows_kernel.cuh"
+#include "kernels/cuda/few_rows_tiles.h"
 
 namespace mixture_of_mamba {
 namespace few_rows {
 namespace {
 
-// Of one modality. With more rows, or with many rows and a large matrix, x wants to be shared by more than a
-// block's out_features.
-constexpr int kMostRows = 32, kMostRowsOfSmall = 64;
-constexpr int64_t kSmall = 1 << 20;  // elements of a matrix
-constexpr int kMostParts = 8;        // of in_features: a cluster of more blocks is not portable
+constexpr int kMostParts = 8;  // of in_features: a cluster of more blocks is not portable
 
 // Of one modality, as far as the host knows.
 int32_t most_rows(const FewRowsParams& p) {
@@ -56,7 +53,7 @@ int launch(const FewRowsParams& p, const Cut& cut, CUstream_st* stream) {
 template <typename T>
 int launch_type(const FewRowsParams& p, CUstream_st* stream) {
   const int32_t most = most_rows(p);
-  const Cut made = cut(p, most <= kMostRows);
+  const Cut made = cut(p, most <= 32);
   if (made.wide) {
     if (most <= 8) return launch<T, Shape<kWide, 1, 2>>(p, made, stream);
     if (most <= 16) return launch<T, Shape<kWide, 2, 2>>(p, made, stream);
@@ -68,25 +65,44 @@ int launch_type(const FewRowsParams& p, CUstream_st* stream) {
   return launch<T, Shape<kNarrow, 8, 2>>(p, made, stream);
 }
 
+enum class Kernel { kNone, kDirect, kTiles };
+
+// Limits are rows of one modality. Above them cuBLAS is as fast.
+Kernel kernel_for(const FewRowsParams& p) {
+  const int32_t rows = most_rows(p);
+#ifdef MOM_SM90A
+  if (tiles_support(p)) {
+    constexpr int kFewTiles = 32;
+    if (is_small(p) && ceil_div(p.out_features, kTileOut) < kFewTiles && rows <= 64) return Kernel::kDirect;
+    const bool serves = rows <= (is_small(p) ? 2 * kMostTileRows : kMostTileRows) || p.offsets != nullptr;
+    return serves ? Kernel::kTiles : Kernel::kNone;
+  }
+#endif
+  return rows <= (is_small(p) ? 64 : 32) ? Kernel::kDirect : Kernel::kNone;
+}
+
 }  // namespace
 }  // namespace few_rows
 
 bool few_rows_supports(const FewRowsParams& p) {
-  using namespace few_rows;
   const auto words = [&](const void* data, int64_t stride) {
-    return rows_in_words(data, stride, size_of(p.type), kWord * size_of(p.type));
+    constexpr int kBytes = 16;
+    return rows_in_words(data, stride, size_of(p.type), kBytes);
   };
-  const bool small = int64_t{p.in_features} * p.out_features <= kSmall;
   bool ok = (p.type == ScalarType::kBFloat16 || p.type == ScalarType::kFloat16) &&
-            most_rows(p) <= (small ? kMostRowsOfSmall : kMostRows);
-  ok = ok && p.modalities <= FewRowsParams::kMostModalities && p.in_features % kWord == 0 &&
-       p.in_features > 0 && p.out_features > 0 && words(p.x.data, p.x.stride);
+            p.modalities <= FewRowsParams::kMostModalities && p.in_features % few_rows::kWord == 0 &&
+            p.in_features > 0 && p.out_features > 0 && words(p.x.data, p.x.stride);
   for (int m = 0; ok && m < p.modalities; ++m) ok = words(p.weight[m], p.weight_stride[m]);
-  return ok && compute_capability_cuda() >= 90;
+  return ok && compute_capability_cuda() >= 90 && few_rows::kernel_for(p) != few_rows::Kernel::kNone;
 }
 
 int launch_few_rows_cuda(const FewRowsParams& p, CUstream_st* stream) {
   if (p.rows == 0) return cudaSuccess;
+#ifdef MOM_SM90A
+  if (few_rows::kernel_for(p) == few_rows::Kernel::kTiles) {
+    return few_rows::launch_tiles(p, few_rows::most_rows(p), stream);
+  }
+#endif
   return p.type == ScalarType::kFloat16 ? few_rows::launch_type<__half>(p, stream)
                                         : few_rows::launch_type<__nv_bfloat16>(p, stream);
 }

@@ -16,9 +16,8 @@
 
 #include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/common/cluster.cuh"
-#include "kernels/cuda/common/element.cuh"
 #include "kernels/cuda/common/shared_memory.cuh"
-#include "kernels/few_rows.h"
+#include "kernels/cuda/few_rows_common.cuh"
 
 namespace mixture_of_mamba::few_rows {
 
@@ -54,18 +53,6 @@ __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t a0, uint32_t 
   }
 }
 
-// Rows first .. last - 1 of x. Behind the last modality comes padding.
-struct Range {
-  int32_t first, last;
-};
-
-__device__ __forceinline__ Range rows_of(const FewRowsParams& p, int modality) {
-  const auto boundary = [&](int m) {
-    return p.offsets != nullptr ? min(max(p.offsets[m], 0), p.rows) : p.begin[m];
-  };
-  return {boundary(modality), modality < p.modalities ? boundary(modality + 1) : p.rows};
-}
-
 // What a block computes: y[rows, out .. out + kOut - 1], from one part of in_features.
 template <typename T, typename S>
 struct Block {
@@ -83,25 +70,12 @@ struct Block {
     return gridDim.x / ((p.out_features + S::kOut - 1) / S::kOut);
   }
 
-  __device__ void clear_padding() const {
-    if (part != 0) return;
-    const Range rows = rows_of(p, modality);
-    for (int i = threadIdx.x; i < (rows.last - rows.first) * S::kOut; i += kThreads) {
-      store(rows.first + i / S::kOut, i % S::kOut, 0.0f);
-    }
-  }
-
-  __device__ void store(int row, int column, float value) const {
-    if (out + column >= p.out_features) return;
-    static_cast<T*>(p.y.data)[row * p.y.stride + out + column] = from_float<T>(value);
-  }
-
   // `sums` holds [warp][row][column] of this block.
   __device__ void add_up(float* sums, const Range& rows) const {
     const T* const bias = static_cast<const T*>(p.bias[modality]);
     const auto finish = [&](int row, int column, float value) {
       if (bias != nullptr && out + column < p.out_features) value += to_float(bias[out + column]);
-      store(rows.first + row, column, value);
+      store<T>(p, rows.first + row, out + column, value);
     };
     const int count = (rows.last - rows.first) * S::kOut;
     for (int i = threadIdx.x; i < count; i += kThreads) {
@@ -136,7 +110,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Block<T, S> block(p);
   if (block.modality == p.modalities) {
     wait_for_previous();
-    return block.clear_padding();
+    if (block.part == 0) clear_padding<T, kThreads, S::kOut>(p, block.out);
+    return;
   }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row_of_lane = lane / 4, column_of_lane = lane % 4 * kWord;

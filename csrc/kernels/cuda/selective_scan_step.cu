@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A thread holds 8 states of one channel, kLanes neighbouring threads a channel (2 with 16 states), and goes
-// through its sequences one by one. The next ones' states and token are loaded while this one is computed,
+// A thread holds 8 states of one channel, kLanes neighbouring threads a channel (2 with 16 states), or 16
+// states of 16 bits, and goes through its sequences one by one. The next ones' states and token are loaded while this one is computed,
 // and kept as they are in memory until then: what counts is how many bytes are on their way. A stays in
 // registers; a warp reads states in whole sectors, a thread in whole words. y is summed over the lanes by
 // shuffles.
@@ -24,10 +24,16 @@ namespace mixture_of_mamba {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kBlocks = 7;  // of a multiprocessor
+// Blocks of a multiprocessor. Threads with 16 states need more registers.
+template <int kQuads, bool kWide>
+constexpr int kBlocks = kQuads <= 2 ? 7 : kWide ? 5 : 4;
 constexpr int kQuad = 4;    // states of a token's B and C in a word
 constexpr int kMostStates = 128;
 constexpr int kBiases = 4;  // rows of dt_bias in registers; of more, each token loads its own
+
+// Of a thread, with 16 states: of 16 bits all of them, so that as many bytes are under way in less threads.
+template <typename State>
+constexpr int kQuadsOf16 = sizeof(State) == sizeof(float) ? 2 : 4;
 
 template <typename T>
 __device__ __forceinline__ T element(const ConstRows& rows, int32_t row, int64_t column) {
@@ -35,7 +41,7 @@ __device__ __forceinline__ T element(const ConstRows& rows, int32_t row, int64_t
 }
 
 // One of the kLanes threads of a channel: it has kQuads quads of states. They are every kLanes-th one; with
-// 16-bit states they are neighbours, so that a thread's states are one word.
+// 16-bit states they are neighbours, so that a thread's states lie in whole words.
 // State: their type in memory. kWide: all of them exist, and they, B and C lie in whole aligned words.
 template <typename T, typename State, int kLanes, int kQuads, bool kWide>
 struct Lane {
@@ -56,7 +62,9 @@ struct Lane {
         channel(thread / kLanes),
         lane(thread % kLanes),
         exists(channel < p.channels),
-        valid_rows(p.order.offsets != nullptr ? p.order.offsets[p.order.modalities] : INT32_MAX) {
+        valid_rows(p.order.offsets != nullptr ? p.order.offsets[p.order.modalities] : INT32_MAX) {}
+
+  __device__ void load_parameters() {
     load(p.A, channel * p.states, A);
     skip = p.D != nullptr && exists ? static_cast<const float*>(p.D)[channel] : 0.0f;
     const bool several = p.order.offsets != nullptr && p.bias_modalities > 1;
@@ -223,12 +231,13 @@ struct Lane {
 // While a sequence is computed, the next one's states and first token are on their way; of 16-bit states two
 // sequences', so as to have as many bytes under way.
 template <typename T, typename State, int kLanes, int kQuads, bool kWide>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, (kBlocks<kQuads, kWide>))
     step_kernel(const __grid_constant__ SelectiveScanForwardParams p) {
-  follow_previous();
+  let_next_begin();
+  if (!p.settled_state) wait_for_previous();
   using ThisLane = Lane<T, State, kLanes, kQuads, kWide>;
   constexpr int kAhead = kWide ? sizeof(float) / sizeof(State) : 1;
-  const ThisLane lane(p, blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x);
+  ThisLane lane(p, blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x);
   const int64_t length = p.order.length, sequences = p.order.sequences;
   const auto load_token = [&](int64_t sequence, int64_t t) {
     return lane.load_token(sequence * length + (p.reverse ? length - 1 - t : t));
@@ -239,6 +248,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int i = 1; i < kAhead; ++i) {
     states[i] = lane.load_states(min(blockIdx.y + i * int64_t{gridDim.y}, sequences - 1));
   }
+  wait_for_previous();
+  lane.load_parameters();
   typename ThisLane::Token token = load_token(blockIdx.y, 0);
 #pragma unroll 1
   for (int64_t sequence = blockIdx.y; sequence < sequences; sequence += gridDim.y) {
@@ -256,6 +267,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
+template <typename T, typename State, int kLanes, int kQuads, bool kWide>
+int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
+  const dim3 grid =
+      step_grid(grid_blocks(p.channels * kLanes, kThreads), p.order.sequences, kBlocks<kQuads, kWide>);
+  return launch_chained({grid, kThreads, 0, stream}, step_kernel<T, State, kLanes, kQuads, kWide>, p);
+}
+
 template <typename T, typename State, int kLanes, int kQuads>
 int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   const auto state = [](const void* data) { return is_aligned_to(data, 16); };
@@ -264,17 +282,15 @@ int launch(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   };
   const bool wide = p.states == kLanes * kQuads * kQuad && state(p.A) && state(p.initial_state) &&
                     state(p.final_state) && matrix(p.B) && matrix(p.C);
-  const dim3 grid = step_grid(grid_blocks(p.channels * kLanes, kThreads), p.order.sequences, kBlocks);
-  const auto kernel =
-      wide ? step_kernel<T, State, kLanes, kQuads, true> : step_kernel<T, State, kLanes, kQuads, false>;
-  return launch_chained({grid, kThreads, 0, stream}, kernel, p);
+  return wide ? launch<T, State, kLanes, kQuads, true>(p, stream)
+              : launch<T, State, kLanes, kQuads, false>(p, stream);
 }
 
 template <typename T, typename State>
 int launch_lanes(const SelectiveScanForwardParams& p, CUstream_st* stream) {
   if (p.states <= 4) return launch<T, State, 1, 1>(p, stream);
   if (p.states <= 8) return launch<T, State, 1, 2>(p, stream);
-  if (p.states <= 16) return launch<T, State, 2, 2>(p, stream);
+  if (p.states <= 16) return launch<T, State, 4 / kQuadsOf16<State>, kQuadsOf16<State>>(p, stream);
   if (p.states <= 32) return launch<T, State, 4, 2>(p, stream);
   if (p.states <= 64) return launch<T, State, 8, 2>(p, stream);
   return launch<T, State, 16, 2>(p, stream);

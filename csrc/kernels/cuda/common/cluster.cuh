@@ -37,4 +37,22 @@ __device__ __forceinline__ float load_of_block(uint32_t address, uint32_t rank) 
   return value;
 }
 
+// values += as many floats of a block of the cluster, from an address of whole words.
+template <int kCount>
+__device__ __forceinline__ void add_of_block(uint32_t address, uint32_t rank, float (&values)[kCount]) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    float4 four;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+                 : "r"(there + 4 * i)
+                 : "memory");
+    values[i] += four.x, values[i + 1] += four.y, values[i + 2] += four.z, values[i + 3] += four.w;
+  }
+#endif
+}
+
 }  // namespace mixture_of_mamba

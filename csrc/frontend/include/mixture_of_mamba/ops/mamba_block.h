@@ -50,8 +50,10 @@ struct MambaBlockStepOptions {
 /// mamba_block() of one or a few tokens that updates both states in place, for inference only.
 /// \param conv_state [batch, width - 1, d_inner], contiguous, in the dtype of x.
 /// \param ssm_state [batch, d_inner, d_state], contiguous, float32 (float64 for float64), or a 16-bit dtype
-/// of x, rounded once per call. \return y [batch, length, d_model]. \throws c10::Error as mamba_block() does,
-/// and where a gradient would be recorded.
+/// of x, rounded once per call.
+///
+/// \return y [batch, length, d_model].
+/// \throws c10::Error as mamba_block() does, and where a gradient would be recorded.
 torch::Tensor mamba_block_step(const torch::Tensor& x, torch::Tensor& conv_state, torch::Tensor& ssm_state,
                                const MambaBlockParameters& parameters,
                                const MambaBlockStepOptions& options = {});

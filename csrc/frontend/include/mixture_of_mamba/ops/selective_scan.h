@@ -42,8 +42,10 @@ struct SelectiveScanStepOptions {
 /// selective_scan() of one or a few tokens that updates `state` [batch, channels, states] in place; inference
 /// only.
 /// \param state contiguous, float32 (float64 beside float64 activations) or the dtype of a 16-bit `u`:
-/// computed in float32 too, and rounded to nearest once per call. \return out, shaped like u. \throws
-/// c10::Error where an input wants a gradient, or as selective_scan() does.
+/// computed in float32 too, and rounded to nearest once per call.
+///
+/// \return out, shaped like u.
+/// \throws c10::Error where an input wants a gradient, or as selective_scan() does.
 torch::Tensor selective_scan_step(const torch::Tensor& u, torch::Tensor& state, const torch::Tensor& dt,
                                   const torch::Tensor& A, const torch::Tensor& B, const torch::Tensor& C,
                                   const SelectiveScanStepOptions& options = {});

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+// Tiles of matrices on their way into shared memory by the copy engine (TMA), and the barriers that count
+// their bytes. Compute capability 9.0 and up.
+
+namespace mixture_of_mamba {
+
+// A barrier in shared memory, by its address. Its phases are waited for by parity: 0, 1, 0, ...
+__device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// After all init_barrier(), before the barrier of the block.
+__device__ __forceinline__ void end_init_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// The phase ends only when so many bytes have come as well.
+__device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// How long the L2 cache should keep what it brings.
+enum class Keep : uint64_t {
+  kShort = 0x12F0000000000000,  // evict first: nobody else reads it
+  kLong = 0x14F0000000000000,   // evict last
+};
+
+// The tile of `map` with this first column and row; elements beyond the matrix are 0.
+__device__ __forceinline__ void fetch_tile(uint32_t to, const CUtensorMap& map, int column, int row,
+                                           uint32_t barrier, Keep keep) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(static_cast<uint64_t>(keep))
+      : "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+}  // namespace mixture_of_mamba
