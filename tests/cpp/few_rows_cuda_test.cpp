@@ -6,7 +6,7 @@
 #include "catch.h"
 #include "cuda_device.h"
 #include "device.h"
-#include "kernels/cuda/device_info.h"
+#include "kernels/cuda/few_rows_kernels.h"
 #include "tokens.h"
 
 // Projections of few rows. The kernels exist for a GPU only.
@@ -14,17 +14,26 @@
 namespace mixture_of_mamba::testing {
 namespace {
 
-// Rows of a modality that the kernel which needs compute capability 9.0 serves, and the one for all devices.
-constexpr int kMostTileRows = 128, kMostRows = 32, kMostRowsOfSmall = 64;
+// One of the two kernels.
+struct Kernel {
+  const char* name;
+  bool (*serves)(const FewRowsParams&);
+  int (*launch)(const FewRowsParams&, CUstream_st*);
+  int most_rows, most_rows_of_small;
+};
+constexpr Kernel kKernels[] = {{"direct", few_rows::direct_serves, few_rows::launch_direct,
+                                few_rows::kMostDirectRows, few_rows::kMostDirectRowsOfSmall},
+                               {"tiles", few_rows::tiles_serve, few_rows::launch_tiles, few_rows::kMostRows,
+                                few_rows::kMostRowsOfSmall}};
 
-bool has_tiles() { return compute_capability_cuda() == 90; }
-bool is_small(int64_t elements) { return elements <= 1 << 20; }
-int most_rows(int64_t elements) {
-  if (has_tiles()) return is_small(elements) ? 2 * kMostTileRows : kMostTileRows;
-  return is_small(elements) ? kMostRowsOfSmall : kMostRows;
+bool has(const Kernel& kernel) {
+  FewRowsParams p;
+  p.rows = p.begin[1] = 1, p.in_features = p.x.stride = p.weight_stride[0] = 8, p.out_features = 1;
+  return kernel.serves(p);
 }
 
 struct Projection {
+  const Kernel* kernel;
   ScalarType type;
   int in_features, out_features, modalities, x_gap, weight_gap, y_gap;
   std::vector<int32_t> offsets;
@@ -35,26 +44,39 @@ struct Projection {
   Reals x;
   std::vector<Reals> weight, bias;
 
-  static Projection random(Random& random) {
+  static Projection random(Random& random, const Kernel& kernel) {
     Projection p;
+    p.kernel = &kernel;
     p.type = random.chance(3) ? ScalarType::kFloat16 : ScalarType::kBFloat16;
     // Few out_features and many in_features are cut into parts, many out_features into wide tiles.
-    const int kind = random.below(8);
-    p.in_features = kind < 2 ? 8 * random.between(200, 600) : 8 * random.between(1, kind == 2 ? 4 : 60);
-    p.out_features = kind == 2 ? random.between(3100, 5000) : random.between(1, kind < 2 ? 50 : 200);
-    p.modalities = random.chance(8) ? FewRowsParams::kMostModalities : random.between(1, 4);
+    const int kind = random.below(16);
+    const bool parts = kind < 4, wide = kind == 4 || kind == 5, both = kind == 6;
+    p.in_features = parts  ? 8 * random.between(200, 600)
+                    : both ? 8 * random.between(256, 270)
+                           : 8 * random.between(1, wide ? 4 : 60);
+    p.out_features = parts  ? random.between(1, 50)
+                     : wide ? random.between(3100, 5000)
+                     : both ? random.between(1000, 1100)
+                            : random.between(1, 200);
+    p.modalities =
+        !both && random.chance(8) ? FewRowsParams::kMostModalities : random.between(1, both ? 2 : 4);
     p.x_gap = 8 * random.below(3), p.weight_gap = 8 * random.below(3), p.y_gap = random.below(9);
     p.on_device = random.chance(3), p.settled = static_cast<Settled>(random.below(3));
-    // Boundaries on the device leave the host with all rows for every modality, of which there are several tiles.
-    const int limit = most_rows(p.in_features * p.out_features) * (p.on_device && has_tiles() ? 3 : 1);
-    const int largest = p.on_device ? limit / p.modalities : limit;
+    const bool small = int64_t{p.in_features} * p.out_features <= 1 << 20;
+    const int limit = small ? kernel.most_rows_of_small : kernel.most_rows;
+    // Boundaries on the device leave the host with all rows for every modality; tiles serve any number.
+    const bool several_tiles = p.on_device && kernel.serves == few_rows::tiles_serve && random.chance(2);
+    const int largest = several_tiles ? 2 * limit / (1 + p.modalities / 4)
+                        : p.on_device ? limit / p.modalities
+                                      : limit;
     const int most = random.chance(2) ? std::min(4, largest) : random.between(1, largest);
     p.offsets = {0};
     for (int m = 0; m < p.modalities; ++m) {
       p.offsets.push_back(p.offsets.back() + (random.chance(4) ? 0 : random.between(0, most)));
     }
     p.rows = p.offsets.back();
-    if (random.chance(2)) p.rows += random.below(p.on_device ? limit - p.rows + 1 : 9);
+    const int padding = several_tiles || !p.on_device ? 9 : limit - p.rows + 1;
+    if (random.chance(2)) p.rows += random.below(padding);
     p.x = random.normal(int64_t{p.rows} * p.in_features, 0, 1, p.type);
     for (int m = 0; m < p.modalities; ++m) {
       p.has_bias.push_back(random.chance(2));
@@ -65,15 +87,6 @@ struct Projection {
   }
 
   int modality(int64_t row) const { return modality_of_row(offsets, row); }
-
-  // Whether as many rows, and one row, are added up alike.
-  bool is_as_one_row() const {
-    const int tiles = (out_features + 63) / 64;
-    int most = on_device ? rows : 0;
-    for (int m = 0; m < modalities; ++m) most = std::max(most, offsets[m + 1] - offsets[m]);
-    if (!has_tiles() || tiles >= 64) return true;
-    return most <= (is_small(int64_t{in_features} * out_features) && tiles < 32 ? kMostRowsOfSmall : 32);
-  }
 
   Real expected(int64_t row, int64_t column) const {
     const int m = modality(row);
@@ -109,23 +122,28 @@ struct Projection {
       if (has_bias[m]) p.bias[m] = vector.data();
     }
     REQUIRE(few_rows_supports(p));
-    run_with_workspace(0, kPoison, [&](void*) { return launch_few_rows_cuda(p, nullptr); });
+    REQUIRE(kernel->serves(p));
+    run_with_workspace(0, kPoison, [&](void*) { return rows == 0 ? 0 : kernel->launch(p, nullptr); });
     CHECK(arena.intact());
     CHECK(out.gaps_untouched());
     return output_of("y", out);
   }
 };
 
-// Calls check(problem, random) on random problems.
+// Calls check(problem, random) on random problems of each kernel.
 template <typename Check>
 void for_random_projections(const Check& check) {
-  for (int i = 0; i < random_cases(); ++i) {
-    Random random(i);
-    const Projection p = Projection::random(random);
-    INFO("projection " << i << ": " << name_of(p.type) << ", " << p.rows << " x " << p.in_features << " -> "
-                       << p.out_features << ", " << p.modalities << " modalities, boundaries on the "
-                       << (p.on_device ? "device" : "host") << ", settled " << static_cast<int>(p.settled));
-    check(p, random);
+  for (const Kernel& kernel : kKernels) {
+    if (!has(kernel)) continue;
+    for (int i = 0; i < random_cases(); ++i) {
+      Random random(i);
+      const Projection p = Projection::random(random, kernel);
+      INFO(kernel.name << " projection " << i << ": " << name_of(p.type) << ", " << p.rows << " x "
+                       << p.in_features << " -> " << p.out_features << ", " << p.modalities
+                       << " modalities, boundaries on the " << (p.on_device ? "device" : "host")
+                       << ", settled " << static_cast<int>(p.settled));
+      check(p, random);
+    }
   }
 }
 
@@ -150,7 +168,10 @@ TEST_CASE("few rows times the matrix of their modality", "[few_rows]") {
 
 TEST_CASE("a row's result does not depend on the rows beside it", "[few_rows]") {
   for_random_projections([](const Projection& p, Random& random) {
-    if (p.rows == 0 || !p.is_as_one_row()) return;
+    int most = p.on_device ? p.rows : 0;
+    for (int m = 0; m < p.modalities; ++m) most = std::max(most, p.offsets[m + 1] - p.offsets[m]);
+    const bool cut = p.in_features >= 1024;  // into sections, of which more rows have others
+    if (p.rows == 0 || (p.kernel->serves == few_rows::tiles_serve && cut && most > 32)) return;
     const Output all = p.run(p.offsets);
     const int64_t row = random.below(p.rows), m = p.modality(row);
     Projection one = p;
@@ -174,6 +195,11 @@ TEST_CASE("boundaries on the device that nobody honest would send harm no memory
 }
 
 TEST_CASE("what is not few rows of 16 bits in whole words is left to others", "[few_rows]") {
+  const bool tiles = has(kKernels[1]);
+  const auto most = [&](bool small) {
+    const Kernel& kernel = kKernels[tiles];
+    return small ? kernel.most_rows_of_small : kernel.most_rows;
+  };
   FewRowsParams p;
   alignas(16) static char memory[64];
   p.x = {memory, 8};
@@ -194,12 +220,12 @@ TEST_CASE("what is not few rows of 16 bits in whole words is left to others", "[
   CHECK(refused([](FewRowsParams& q) { q.weight[0] = memory + 8; }));
   CHECK(refused([](FewRowsParams& q) { q.weight_stride[0] = 9; }));
   CHECK(refused([](FewRowsParams& q) { q.modalities = FewRowsParams::kMostModalities + 1; }));
-  CHECK(refused([](FewRowsParams& q) { q.rows = q.begin[1] = most_rows(1) + 1; }));
-  CHECK(refused([](FewRowsParams& q) {
+  CHECK(refused([&](FewRowsParams& q) { q.rows = q.begin[1] = most(true) + 1; }));
+  CHECK(refused([&](FewRowsParams& q) {
     q.in_features = q.x.stride = q.weight_stride[0] = 1024, q.out_features = 1025;
-    q.rows = q.begin[1] = most_rows(1024 * 1025) + 1;
+    q.rows = q.begin[1] = most(false) + 1;
   }));
-  CHECK_FALSE(refused([](FewRowsParams& q) { q.rows = q.begin[1] = most_rows(1); }));
+  CHECK_FALSE(refused([&](FewRowsParams& q) { q.rows = q.begin[1] = most(true); }));
 }
 
 }  // namespace

@@ -100,6 +100,14 @@ struct Walk : Taps<K::kWidth> {
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
       bias[v] = p.bias != nullptr ? static_cast<const float*>(p.bias)[channel + v] : 0.0f;
+      if constexpr (K::kWidth == 4) {
+        const float4* words = static_cast<const float4*>(p.weight);
+        if (reinterpret_cast<uintptr_t>(words) % sizeof(float4) == 0) {
+          const float4 four = words[channel + v];
+          weight[0][v] = four.x, weight[1][v] = four.y, weight[2][v] = four.z, weight[3][v] = four.w;
+          continue;
+        }
+      }
       if constexpr (K::kWidth > 0) {
 #pragma unroll
         for (int k = 0; k < K::kWidth; ++k) weight[k][v] = load_weight(k, v);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Projection of few rows, by tiles. The weights are the left operand, as in few_rows_kernel.cuh, but both
+// Projection of few rows, by tiles. The weights are the left operand, as in few_rows_direct.cuh, but both
 // operands come through shared memory, brought by the copy engine, so that 64 out_features share the rows of
 // x, and a block waits for bytes and not for instructions.
 //
 // Grid     (tiles of 64 out_features * parts of in_features, tiles of rows, and one for padding rows). The
-//          parts of a tile are a cluster: all sections that the sums are made of, each with a block of its own,
-//          or one block for all of them. Both add up in the same order.
+//          parts of a tile are a cluster: all sections that the sums are made of, each with a block of its
+//          own, or one block for all of them. Both add up in the same order.
 // Warps    one fetches stages of kColumns in_features into a ring, weights before x; four multiply.
 // Sums     of a section in the registers of the four; sections in order, over the cluster's blocks through
 //          shared memory.
@@ -21,7 +21,7 @@
 #include "kernels/cuda/common/shared_memory.cuh"
 #include "kernels/cuda/common/warpgroup.cuh"
 #include "kernels/cuda/few_rows_common.cuh"
-#include "kernels/cuda/few_rows_tiles.h"
+#include "kernels/cuda/few_rows_kernels.h"
 
 namespace mixture_of_mamba::few_rows::tiles {
 
@@ -32,14 +32,14 @@ static_assert(kOut == warpgroup::kRows, "out_features are the rows of the left o
 constexpr int kSwizzled = warpgroup::kRowBytes / 2;  // elements of a tile's row
 constexpr int kWord = 8;                             // elements that a thread stores at once
 constexpr int kSumStride = kOut + 4;                 // floats: the lanes of a store meet no bank twice
-constexpr int kAlignment = 1024;  // of a swizzled tile
+constexpr int kAlignment = 1024;                     // of a swizzled tile
 
 struct Params {
   FewRowsParams problem;
   CUtensorMap x, weight[FewRowsParams::kMostModalities];
-  int32_t stages = 1;    // in the ring
-  int32_t sections = 1;  // of in_features
-  int32_t parts = 1;     // 1, or as many as sections
+  int32_t stages = 1;     // in the ring
+  int32_t sections = 1;   // of in_features
+  int32_t parts = 1;      // 1, or as many as sections
   bool in_words = false;  // y's rows, and out_features
 };
 
@@ -113,8 +113,8 @@ struct Block {
   __device__ void fetch_weights(int stage, int slot) const {
     arrive_and_expect(full + 8 * slot, S::kStageBytes);
     for (int i = 0; i < S::kPieces; ++i) {
-      fetch_tile(weight_tile(slot, i), params.weight[modality], (first_stage + stage) * S::kColumns + i * kSwizzled,
-                 out, full + 8 * slot, Keep::kShort);
+      fetch_tile(weight_tile(slot, i), params.weight[modality],
+                 (first_stage + stage) * S::kColumns + i * kSwizzled, out, full + 8 * slot, Keep::kShort);
     }
   }
   __device__ void fetch_x(int stage, int slot) const {
@@ -177,7 +177,8 @@ struct Block {
     const int sections = params.sections / params.parts, first = part * sections;
     Slot slot;
     for (int section = first; section < first + sections; ++section) {
-      const int begin = all_stages * section / params.sections, end = all_stages * (section + 1) / params.sections;
+      const int begin = all_stages * section / params.sections,
+                end = all_stages * (section + 1) / params.sections;
       multiply(end - begin, slot, sums);
     }
   }
@@ -196,14 +197,16 @@ struct Block {
   __device__ void finish() const {
     const T* const bias = static_cast<const T*>(p.bias[modality]);
     constexpr int kWords = kOut / kWord;
-    for (int i = threadIdx.x + part * kThreads; i < (rows.last - rows.first) * kWords; i += kThreads * params.parts) {
+    for (int i = threadIdx.x + part * kThreads; i < (rows.last - rows.first) * kWords;
+         i += kThreads * params.parts) {
       const int row = i / kWords, column = i % kWords * kWord;
       const uint32_t at = ring + 4 * (row * kSumStride + column);
       float values[kWord] = {};
       for (int other = 0; other < params.parts; ++other) add_of_block(at, other, values);
 #pragma unroll
       for (int k = 0; k < kWord; ++k) {
-        if (bias != nullptr && out + column + k < p.out_features) values[k] += to_float(bias[out + column + k]);
+        if (bias != nullptr && out + column + k < p.out_features)
+          values[k] += to_float(bias[out + column + k]);
       }
       store_word(rows.first + row, out + column, values);
     }

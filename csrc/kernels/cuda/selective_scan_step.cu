@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A thread holds 8 states of one channel, kLanes neighbouring threads a channel (2 with 16 states), or 16
-// states of 16 bits, and goes through its sequences one by one. The next ones' states and token are loaded while this one is computed,
-// and kept as they are in memory until then: what counts is how many bytes are on their way. A stays in
-// registers; a warp reads states in whole sectors, a thread in whole words. y is summed over the lanes by
-// shuffles.
+// states of 16 bits, and goes through its sequences one by one. The next ones' states and token are loaded
+// while this one is computed, and kept as they are in memory until then: what counts is how many bytes are on
+// their way. A stays in registers; a warp reads states in whole sectors, a thread in whole words. y is summed
+// over the lanes by shuffles.
 //
 // States are float, or of 16 bits like the activations: computed in float, and rounded when they are stored.
 //
@@ -26,8 +26,10 @@ namespace {
 constexpr int kThreads = 128;
 // Blocks of a multiprocessor. Threads with 16 states need more registers.
 template <int kQuads, bool kWide>
-constexpr int kBlocks = kQuads <= 2 ? 7 : kWide ? 5 : 4;
-constexpr int kQuad = 4;    // states of a token's B and C in a word
+constexpr int kBlocks = kQuads <= 2 ? 7
+                        : kWide     ? 5
+                                    : 4;
+constexpr int kQuad = 4;  // states of a token's B and C in a word
 constexpr int kMostStates = 128;
 constexpr int kBiases = 4;  // rows of dt_bias in registers; of more, each token loads its own
 

@@ -12,8 +12,8 @@
 
 namespace mixture_of_mamba::warpgroup {
 
-constexpr int kRows = 64;      // of the left operand
-constexpr int kColumns = 16;   // of both, in one instruction
+constexpr int kRows = 64;       // of the left operand
+constexpr int kColumns = 16;    // of both, in one instruction
 constexpr int kRowBytes = 128;  // of a tile's row, the span of the swizzle
 
 // A tile for the instruction: its address, the distance between groups of 8 rows, the swizzle.
@@ -48,8 +48,8 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, u
 #define MOM_LIST_64 MOM_LIST_32 ", " MOM_LIST_2 ", " MOM_LIST_3
 #define MOM_LIST_96 MOM_LIST_64 ", " MOM_LIST_4 ", " MOM_LIST_5
 #define MOM_LIST_128 MOM_LIST_96 ", " MOM_LIST_6 ", " MOM_LIST_7
-#define MOM_SUMS_8(i)                                                                                   \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]),            \
+#define MOM_SUMS_8(i)                                                                        \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
       "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
 #define MOM_SUMS_16 MOM_SUMS_8(0)
 #define MOM_SUMS_32 MOM_SUMS_16, MOM_SUMS_8(8)
@@ -57,14 +57,15 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, u
 #define MOM_SUMS_96 MOM_SUMS_64, MOM_SUMS_8(32), MOM_SUMS_8(40)
 #define MOM_SUMS_128 MOM_SUMS_96, MOM_SUMS_8(48), MOM_SUMS_8(56)
 // n: right rows; left, right: the numbers of these operands, behind the n / 2 sums.
-#define MOM_MULTIPLY(type, cuda_type, n, left_at, right_at)                                                   \
-  template <>                                                                                                \
-  __device__ __forceinline__ void multiply<cuda_type, n>(float(&sums)[n / 2], uint64_t left, uint64_t right) { \
-    asm volatile("{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #n         \
-                 "k16.f32." type "." type " {" MOM_LIST_##n "}, %" #left_at ", %" #right_at                  \
-                 ", add, 1, 1, 0, 0;\n}"                                                                     \
-                 : MOM_SUMS_##n                                                                              \
-                 : "l"(left), "l"(right));                                                                   \
+#define MOM_MULTIPLY(type, cuda_type, n, left_at, right_at)                                         \
+  template <>                                                                                       \
+  __device__ __forceinline__ void multiply<cuda_type, n>(float(&sums)[n / 2], uint64_t left,        \
+                                                         uint64_t right) {                          \
+    asm volatile("{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
+                 "k16.f32." type "." type " {" MOM_LIST_##n "}, %" #left_at ", %" #right_at         \
+                                                            ", add, 1, 1, 0, 0;\n}"                 \
+                 : MOM_SUMS_##n                                                                     \
+                 : "l"(left), "l"(right));                                                          \
   }
 #define MOM_MULTIPLY_TYPES(...) \
   MOM_MULTIPLY("bf16", __nv_bfloat16, __VA_ARGS__) MOM_MULTIPLY("f16", __half, __VA_ARGS__)

@@ -103,8 +103,7 @@ struct Block {
 };
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    few_rows_kernel(const __grid_constant__ FewRowsParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) direct_kernel(const __grid_constant__ FewRowsParams p) {
   __shared__ float sums[kWarps * S::kWarpFloats];
   let_next_begin();
   const Block<T, S> block(p);
