@@ -52,36 +52,44 @@ def ways(model: Model, x: Tensor, ids: Tensor) -> dict[str, Step]:
     """Each a step that returns the gradients of all parameters."""
     parameters = list(model.parameters())
     routing = mom.Routing.from_ids(ids, MODALITIES, device=x.device)
+    # Boundaries on the device alone: nothing that is captured depends on the mix.
+    any_mix = mom.Routing.from_ids(ids.to(x.device), MODALITIES)
 
-    def step(memory: str = "default", checkpointing: Callable[..., Tensor] | None = None) -> list[Tensor]:
+    def step(
+        memory: str = "default",
+        checkpointing: Callable[..., Tensor] | None = None,
+        forward: Callable[..., Tensor] = model,
+        routing: mom.Routing = routing,
+    ) -> list[Tensor]:
         for mixer in model.mixers:
             mixer.memory = memory
         model.checkpointing = checkpointing
-        return list(torch.autograd.grad(model(x, routing), parameters))
+        return list(torch.autograd.grad(forward(x, routing), parameters))
 
     full = functools.partial(checkpoint, use_reentrant=False)
     kept = functools.partial(create_selective_checkpoint_contexts, mom.sac_save_list())
     selective = functools.partial(full, context_fn=kept)
     compiled = torch.compile(model, fullgraph=True)
+    compiled_to_graphs = torch.compile(model, fullgraph=True, mode="reduce-overhead")
 
-    def compiled_step() -> list[Tensor]:
-        for mixer in model.mixers:
-            mixer.memory = "default"
-        model.checkpointing = None
-        return list(torch.autograd.grad(compiled(x, routing), parameters))
+    def step_in_graphs() -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(forward=compiled_to_graphs, routing=any_mix)
 
     return {
         "default": step,
         "lean": functools.partial(step, "lean"),
         "selective checkpointing": functools.partial(step, "default", selective),
         "full checkpointing": functools.partial(step, "default", full),
-        "torch.compile": compiled_step,
+        "torch.compile": functools.partial(step, forward=compiled),
+        "torch.compile to graphs": step_in_graphs,
         "CUDA graph": graphed(step),
+        "CUDA graph, any mix": graphed(functools.partial(step, routing=any_mix)),
     }
 
 
 def graphed(step: Step) -> Step:
-    """Replays of the step; boundaries on the host, so that the mix is the captured one."""
+    """Replays of the step. Of boundaries on the host the mix is the captured one."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
