@@ -15,6 +15,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mixture_of_mamba, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(mixture_of_mamba, CPU, m) {
   using namespace mixture_of_mamba::ops;
-  m.impl("grouped_linear", TORCH_BOX(&grouped_linear<HostPath<CpuBackend>>));
-  m.impl("grouped_linear_backward", TORCH_BOX(&grouped_linear_backward<HostPath<CpuBackend>>));
+  m.impl("grouped_linear", TORCH_BOX(&grouped_linear<CpuBackend>));
+  m.impl("grouped_linear_backward", TORCH_BOX(&grouped_linear_backward<CpuBackend>));
 }

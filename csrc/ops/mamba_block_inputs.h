@@ -41,8 +41,9 @@ struct BlockInputs {
   int64_t batch, length, tokens, width, inner, states, rank;
   Tensor input;
   Order order;
-  MatrixView x;  // [tokens, width]
-  Boundaries boundaries;
+  MatrixView x;                   // [tokens, width]
+  Boundaries boundaries;          // empty where only the device knows them
+  OptionalTensor device_offsets;  // then
   Projection in_proj, x_proj, dt_proj, out_proj;
   Conversions conversions;  // to be run before any kernel: they make some of the parameters below
   Tensor conv_weight, A, D;

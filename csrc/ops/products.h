@@ -17,8 +17,19 @@ namespace mixture_of_mamba::ops {
 using Tensors = std::vector<Tensor>;
 
 // Boundaries of the row ranges that a projection's weights own: one range per weight. Rows beyond the last
-// are padding.
+// are padding. Empty: the device alone knows them.
 using Boundaries = std::vector<int64_t>;
+
+// A projection with a weight per modality and boundaries, int32 [modalities + 1], on the device alone.
+// Padding rows of `out` become 0.
+struct DeviceProducts {
+  void (*forward)(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
+                  const Tensor& offsets);
+  void (*grad_input)(const MatrixView& grad, const MatrixView& out, const Tensors& weight,
+                     const Tensor& offsets);
+  Tensors (*grad_weight)(const MatrixView& grad, const MatrixView& input, const Tensor& offsets);
+  Tensors (*grad_bias)(const MatrixView& grad, const Tensor& offsets);
+};
 
 // One backend's functions. The first two are torch's; the others may be null, and say whether they served.
 struct Products {
@@ -31,6 +42,7 @@ struct Products {
   // or, when those are empty, in `offsets`, int32 on the device.
   bool (*few_rows)(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
                    const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) = nullptr;
+  const DeviceProducts* on_device = nullptr;
 
   void assign(const Part& out, const Part& left, const Part& right) const;
   void add(const Part& out, const Part& left, const Part& right) const;
@@ -45,8 +57,9 @@ Boundaries host_boundaries(const char* op, const char* name, const Tensor& tenso
 // One projection: a weight for all rows, or one per modality.
 class Projection {
  public:
-  // `boundaries` are those of the modalities.
-  Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries);
+  // `boundaries` are those of the modalities; where they are empty, there is a weight for each of `offsets`.
+  Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries,
+             const OptionalTensor& offsets);
 
   int64_t in_features() const { return weight_[0].size(1); }
   int64_t out_features() const { return weight_[0].size(0); }
@@ -58,6 +71,7 @@ class Projection {
   Tensors grad_bias(const MatrixView& grad) const;
 
  private:
+  bool on_device() const { return boundaries_.empty(); }
   template <typename Visit>
   void for_each_range(Visit&& visit) const;
   void clear_padding_rows(const MatrixView& out) const;
@@ -65,6 +79,7 @@ class Projection {
   const Products& products_;
   Tensors weight_, bias_;
   Boundaries boundaries_;
+  OptionalTensor offsets_;  // int32
 };
 
 }  // namespace mixture_of_mamba::ops

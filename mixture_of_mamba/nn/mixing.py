@@ -75,11 +75,9 @@ def mix(
 
 
 def block_parameters(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) -> tuple[Any, ...] | None:
-    """Those of ``mamba_block``, if nobody watches or has replaced a projection, nothing is between them, and boundaries
-    are on the host; else None, and the steps are taken one by one.
+    """Those of ``mamba_block``, if nobody watches or has replaced a projection, nothing is between them, and, where
+    boundaries are on a GPU alone, all are decoupled; else None, and the steps are taken one by one.
     """
-    if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
-        return None
     if layer.dt_limit is not None or any(getattr(layer, name) is not None for name in NORMS):
         return None
     A_log, D = layer.A_log, layer.D
@@ -94,6 +92,10 @@ def block_parameters(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) 
         plain.append(parameters)
     if plain[1][1]:  # the operator has no biases of x_proj
         return None
+    if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
+        modalities = routing.offsets.numel() - 1
+        if any(len(weights) != modalities for weights, _ in plain):
+            return None
     in_proj, x_proj, dt_proj, out_proj = (
         (_with_shared(projection, weights), biases)
         for projection, (weights, biases) in zip(projections, plain, strict=True)

@@ -68,7 +68,8 @@ def mamba_block(
         in_bias, dt_bias, out_bias: as many vectors, or an empty list.
         conv_weight, conv_bias: ``[d_inner, width]``, ``[d_inner]``.
         A_log, D: ``[d_inner, d_state]``, ``[d_inner]``.
-        rows, offsets, host_offsets: of a ``Routing``. With ``offsets`` on a GPU, ``host_offsets`` is needed.
+        rows, offsets, host_offsets: of a ``Routing``. With ``offsets`` on a GPU and no ``host_offsets`` the host does
+            not know who owns which rows, and every list must hold one tensor per modality.
         cu_seqlens: int32 ``[sequences + 1]``, boundaries of packed sequences in flat time order.
         conv_state, ssm_state: ``[sequences, width - 1, d_inner]``, ``[sequences, d_inner, d_state]``, where each
             sequence starts from.

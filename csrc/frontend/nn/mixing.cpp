@@ -112,9 +112,15 @@ Tensor with_skip(const MixtureOfMambaImpl& layer, const Tensor& y, const Tensor&
   return (y + D * u * torch::silu(z.to(D.scalar_type()))).to(u.scalar_type());
 }
 
-// Whether nothing is between the projections, A and D are one for all, and boundaries are on the host.
+// Whether nothing is between the projections, A and D are one for all, and, where boundaries are on a GPU
+// alone, all projections are decoupled.
 bool is_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, const OptionalRouting& routing) {
-  if (routing && !routing->host_offsets && !x.is_cpu()) return false;
+  if (routing && !routing->host_offsets && !x.is_cpu()) {
+    const size_t modalities = routing->offsets.numel() - 1;
+    for (const auto* projection : {&layer.in_proj, &layer.x_proj, &layer.dt_proj, &layer.out_proj}) {
+      if (projection->weights().size() != modalities) return false;
+    }
+  }
   if (layer.A_log.dim() > 2 || layer.D.dim() > 1) return false;
   return !layer.options.dt_limit() && !layer.options.bcdt_norm();
 }

@@ -21,15 +21,14 @@ Dtype checked_dtype(const char* op, const Tensor& x, const Tensor& conv_weight, 
   return x.scalar_type();
 }
 
-// Of the modalities, from the host. The values of offsets on the CPU are checked by Order.
+// Of the modalities, from the host, or empty. The values of offsets on the CPU are checked by Order.
 Boundaries checked_boundaries(const char* op, const OptionalTensor& offsets,
                               const OptionalTensor& host_offsets, int64_t tokens) {
   if (!offsets) {
     require(!host_offsets, op, "offsets must be given beside host_offsets, got None");
     return {0, tokens};
   }
-  require(host_offsets || offsets->is_cpu(), op,
-          "host_offsets must be given beside offsets on a GPU, got None");
+  if (!host_offsets && !offsets->is_cpu()) return {};
   const Tensor& source = host_offsets ? *host_offsets : *offsets;
   require(source.is_cpu(), op, "host_offsets must be on the CPU, got ", device_of(source));
   return host_boundaries(op, "host_offsets", source, offsets->numel(), tokens, "batch * length");
@@ -48,10 +47,13 @@ int64_t rows_of_first(const Tensors& weight) {
 
 // Checked, in the dtype of x, with contiguous columns.
 Tensors matrices(const char* op, const char* name, const Tensors& weight, int64_t out_features,
-                 int64_t in_features, const char* rule, const Boundaries& boundaries, const Tensor& x) {
-  const size_t modalities = boundaries.size() - 1;
-  require(weight.size() == 1 || weight.size() == modalities, op, name,
-          " must hold 1 or num_modalities = ", modalities, " tensors, got ", weight.size());
+                 int64_t in_features, const char* rule, const Boundaries& boundaries,
+                 const OptionalTensor& offsets, const Tensor& x) {
+  const size_t modalities = offsets ? offsets->numel() - 1 : 1;
+  const bool on_host = !boundaries.empty();
+  require((on_host && weight.size() == 1) || weight.size() == modalities, op, name, " must hold ",
+          on_host ? "1 or " : "", "num_modalities = ", modalities, " tensors",
+          on_host ? "" : " where host_offsets are not given", ", got ", weight.size());
   Tensors checked;
   for (size_t m = 0; m < weight.size(); ++m) {
     require_parameter(op, {name, static_cast<int64_t>(m)}, weight[m], {out_features, in_features}, rule, x);
@@ -123,29 +125,33 @@ BlockInputs::BlockInputs(const char* op_, const Products& products, const Tensor
       order(op, x_, rows_, offsets_, cu_seqlens_),
       x(as_matrix(x_)),
       boundaries(checked_boundaries(op, offsets_, host_offsets, tokens)),
-      in_proj{
-          products,
-          matrices(op, "in_weight", in_weight, 2 * inner, width, "[2 * d_inner, d_model]", boundaries, x_),
-          in_dtype(
-              vectors(op, "in_bias", in_bias, 2 * inner, "[2 * d_inner]", "in_weight", in_weight.size(), x_),
-              io),
-          boundaries},
+      device_offsets(boundaries.empty() ? OptionalTensor(to_dtype(*offsets_, Dtype::Int)) : OptionalTensor()),
+      in_proj{products,
+              matrices(op, "in_weight", in_weight, 2 * inner, width, "[2 * d_inner, d_model]", boundaries,
+                       offsets_, x_),
+              in_dtype(vectors(op, "in_bias", in_bias, 2 * inner, "[2 * d_inner]", "in_weight",
+                               in_weight.size(), x_),
+                       io),
+              boundaries, device_offsets},
       x_proj{products,
              matrices(op, "x_weight", x_weight, rank + 2 * states, inner, "[dt_rank + 2 * d_state, d_inner]",
-                      boundaries, x_),
+                      boundaries, offsets_, x_),
              {},
-             boundaries},
-      dt_proj{products,
-              matrices(op, "dt_weight", dt_weight, inner, rank, "[d_inner, dt_rank]", boundaries, x_),
-              {},
-              boundaries},
+             boundaries,
+             device_offsets},
+      dt_proj{
+          products,
+          matrices(op, "dt_weight", dt_weight, inner, rank, "[d_inner, dt_rank]", boundaries, offsets_, x_),
+          {},
+          boundaries,
+          device_offsets},
       out_proj{products,
                matrices(op, "out_weight", out_weight, rows_of_first(out_weight), inner, "[d_model, d_inner]",
-                        boundaries, x_),
+                        boundaries, offsets_, x_),
                in_dtype(vectors(op, "out_bias", out_bias, rows_of_first(out_weight), "[d_model]",
                                 "out_weight", out_weight.size(), x_),
                         io),
-               boundaries},
+               boundaries, device_offsets},
       conversions(op),
       conv_weight(conv_weight_),
       A(decay_rates(op, A_log, inner, x_, acc, conversions)),

@@ -42,9 +42,14 @@ Boundaries host_boundaries(const char* op, const char* name, const Tensor& tenso
   return values;
 }
 
-Projection::Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries)
-    : products_(products), weight_(std::move(weight)), bias_(std::move(bias)), boundaries_(boundaries) {
-  if (weight_.size() == 1) boundaries_ = {0, boundaries.back()};
+Projection::Projection(const Products& products, Tensors weight, Tensors bias, const Boundaries& boundaries,
+                       const OptionalTensor& offsets)
+    : products_(products),
+      weight_(std::move(weight)),
+      bias_(std::move(bias)),
+      boundaries_(boundaries),
+      offsets_(offsets) {
+  if (!on_device() && weight_.size() == 1) boundaries_ = {0, boundaries.back()};
   for (Tensor& weight : weight_) {
     const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= weight.size(1);
     const bool by_columns = weight.stride(0) == 1 && weight.stride(1) >= weight.size(0);
@@ -68,10 +73,10 @@ void Projection::clear_padding_rows(const MatrixView& out) const {
 }
 
 void Projection::forward(const MatrixView& input, const MatrixView& out, Settled settled) const {
-  if (products_.few_rows &&
-      products_.few_rows(input, out, weight_, bias_, boundaries_, std::nullopt, settled)) {
+  if (products_.few_rows && products_.few_rows(input, out, weight_, bias_, boundaries_, offsets_, settled)) {
     return;
   }
+  if (on_device()) return products_.on_device->forward(input, out, weight_, bias_, *offsets_);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     const Part right = Part::of(weight_[m], true);
     const Part rows(out, begin, count), left(input, begin, count);
@@ -85,6 +90,7 @@ void Projection::forward(const MatrixView& input, const MatrixView& out, Settled
 }
 
 void Projection::grad_input(const MatrixView& grad, const MatrixView& out) const {
+  if (on_device()) return products_.on_device->grad_input(grad, out, weight_, *offsets_);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     products_.assign({out, begin, count}, {grad, begin, count}, Part::of(weight_[m]));
   });
@@ -92,12 +98,20 @@ void Projection::grad_input(const MatrixView& grad, const MatrixView& out) const
 }
 
 void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) const {
+  if (on_device()) {
+    const Tensor part = empty_like_device(weight_[0], {out.rows(), out.columns()}, out.dtype());
+    grad_input(grad, MatrixView(part));
+    Tensor sum = out.row_range(0, out.rows());
+    torch::stable::copy_(sum, torch::stable::subtract(sum, part, -1.0));
+    return;
+  }
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     products_.add({out, begin, count}, {grad, begin, count}, Part::of(weight_[m]));
   });
 }
 
 Tensors Projection::grad_weight(const MatrixView& grad, const MatrixView& input) const {
+  if (on_device()) return products_.on_device->grad_weight(grad, input, *offsets_);
   Tensors grads;
   for (const Tensor& weight : weight_) {
     grads.push_back(empty_like_device(weight, {out_features(), in_features()}, weight.scalar_type()));
@@ -114,6 +128,7 @@ Tensors Projection::grad_weight(const MatrixView& grad, const MatrixView& input)
 }
 
 Tensors Projection::grad_bias(const MatrixView& grad) const {
+  if (on_device()) return products_.on_device->grad_bias(grad, *offsets_);
   const Dtype acc = weight_[0].scalar_type() == Dtype::Double ? Dtype::Double : Dtype::Float;
   const std::vector<int64_t> over_rows{0};
   Tensors grads;

@@ -5,6 +5,7 @@
 
 #include "ops/cuda/backend.h"
 #include "ops/cuda/blas.h"
+#include "ops/cuda/device_products.h"
 
 namespace mixture_of_mamba::ops {
 
@@ -49,8 +50,8 @@ bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& wei
 }  // namespace
 
 const Products& CudaBackend::products() {
-  static constexpr Products functions{aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out, multiply_by_cublas,
-                                      few_rows};
+  static const Products functions{aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out, multiply_by_cublas,
+                                  few_rows, &device_products()};
   return functions;
 }
 

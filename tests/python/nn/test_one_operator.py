@@ -253,15 +253,16 @@ def test_weights_of_another_kind_bring_their_own_product(name, decouple):
     assert not is_one_operator(layer, ids)
 
 
-def test_boundaries_on_the_device_only_go_step_by_step(device):
-    """On a GPU one operator would have to wait for them. On a CPU they are at hand."""
-    layer = make_layer().float().to(device)
+@pytest.mark.parametrize("decouple", [PROJECTIONS, PROJECTIONS[:2]], ids=["all", "some"])
+def test_boundaries_on_the_device_only(device, decouple):
+    """On a GPU the operator does not know which rows of a shared projection are padding. On a CPU they are at hand."""
+    layer = make_layer(decouple=decouple).float().to(device)
     ids, x = random_ids(2, 17, 3), torch.randn(2, 17, 16, device=device)
     routing = mom.Routing.from_ids(ids, 3, device=device)
     routing = mom.Routing(routing.rows, routing.order, routing.offsets, None, True, routing.shape)
     with Calls() as calls:
         layer(x, routing)
-    assert calls.counts["mamba_block"] == (device.type == "cpu")
+    assert calls.counts["mamba_block"] == (device.type == "cpu" or decouple == PROJECTIONS)
 
 
 def test_one_modality_and_no_routing():

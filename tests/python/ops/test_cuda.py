@@ -31,6 +31,17 @@ CASES = {
     "block, host offsets": (mom.mamba_block, block_arguments, {}),
     "block, host offsets, packed, lean": (mom.mamba_block, block_arguments, {"packed": True, "lean": True}),
     "block, host offsets, half precision": (mom.mamba_block, block_arguments, {"dtype": torch.bfloat16}),
+    "block, device offsets": (mom.mamba_block, block_arguments, {"host": False}),
+    "block, device offsets, packed, lean": (
+        mom.mamba_block,
+        block_arguments,
+        {"host": False, "packed": True, "lean": True},
+    ),
+    "block, device offsets, half": (
+        mom.mamba_block,
+        block_arguments,
+        {"host": False, "dtype": torch.bfloat16, "width": 16, "inner": 32, "rank": 8},
+    ),
     "block, no offsets": (mom.mamba_block, block_arguments, {"order": "time"}),
     "linear, host offsets": (mom.grouped_linear, linear_arguments, {}),
     "linear, device offsets": (mom.grouped_linear, linear_arguments, {"host": False}),
@@ -177,14 +188,16 @@ def test_other_devices_are_refused(case):
             function(**arguments)
 
 
-def test_the_block_wants_matrices_on_the_device_and_boundaries_on_the_host():
+def test_the_block_wants_matrices_on_the_device_and_host_offsets_on_the_host():
     arguments = block_arguments(device="cuda")
     for name in ("in_weight", "in_bias", "x_weight", "dt_weight", "dt_bias", "out_weight", "out_bias"):
         changed = {**arguments, name: [arguments[name][0], arguments[name][1].cpu()]}
         with pytest.raises(RuntimeError, match=rf"{name}\[1\] must be on the device of x \(cuda:0\), got cpu"):
             mom.mamba_block(**changed)
-    with pytest.raises(RuntimeError, match=r"host_offsets must be given beside offsets on a GPU, got None"):
-        mom.mamba_block(**{**arguments, "host_offsets": None})
+    shared = {**arguments, "host_offsets": None, "x_weight": arguments["x_weight"][:1]}
+    message = r"x_weight must hold num_modalities = 2 tensors where host_offsets are not given, got 1"
+    with pytest.raises(RuntimeError, match=message):
+        mom.mamba_block(**shared)
     with pytest.raises(RuntimeError, match=r"host_offsets must be on the CPU, got cuda:0"):
         mom.mamba_block(**{**arguments, "host_offsets": arguments["offsets"]})
 

@@ -73,7 +73,6 @@ SUBSETS = [subset for n in range(5) for subset in itertools.combinations(PROJECT
 
 
 def on_this(device: torch.device, options: dict) -> dict:
-    """On a GPU the operator wants boundaries on the host."""
     return {**options, "device": device}
 
 
@@ -151,6 +150,29 @@ def test_boundaries_on_the_cpu_are_host_offsets():
     arguments = block_arguments(modalities=3)
     expected = run(mom.mamba_block, arguments)
     assert_bitwise_equal(run(mom.mamba_block, {**arguments, "host_offsets": None}), expected)
+
+
+@pytest.mark.parametrize("modalities", [1, 3])
+@pytest.mark.parametrize("lean", [False, True], ids=["default", "lean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_boundaries_that_only_the_device_knows(device, dtype, lean, modalities):
+    """Products of row ranges in their other forms; in bfloat16 sizes that they have a library's for."""
+    sizes = {"width": 16, "inner": 32, "rank": 8} if dtype == torch.bfloat16 else {}
+    options = {"modalities": modalities, "packed": True, "lean": lean, "dtype": dtype, **sizes}
+    arguments = {**block_arguments(**on_this(device, options)), "host_offsets": None}
+    results = run(mom.mamba_block, arguments)
+    assert_as_exact(results, run(composed_block, arguments), truth("mamba_block", arguments))
+    assert_bitwise_equal(run(mom.mamba_block, arguments), results)
+
+
+def test_an_empty_modality_and_no_tokens_on_the_device(device):
+    arguments = {**block_arguments(modalities=3, device=device), "host_offsets": None}
+    end = arguments["offsets"][-1]
+    arguments["offsets"][1:3] = end  # all valid rows are of the first
+    gradients = run(mom.mamba_block, arguments)
+    assert not any(gradients[f"grad_in_weight[{m}]"].any() for m in (1, 2))
+    none = {**block_arguments(batch=0, modalities=3, device=device), "host_offsets": None}
+    assert run(mom.mamba_block, none)["y"].shape[0] == 0
 
 
 @pytest.mark.parametrize("broadcast", [False, True])

@@ -138,6 +138,17 @@ def test_states_are_checked_before_either_is_written(device):
     assert torch.equal(conv_state, arguments["conv_state"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_boundaries_that_only_the_device_knows(device, dtype):
+    sizes = {"width": 16, "inner": 32, "rank": 8}
+    arguments = arguments_of(length=1, batch=5, dtype=dtype, device=device, **sizes)
+    on_host = stepped(arguments)
+    results = stepped({**arguments, "host_offsets": None})
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for name, value in results.items():
+        torch.testing.assert_close(value, on_host[name], atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.cuda
 def test_cuda_graph():
     """A captured step, replayed with other tokens and states."""
