@@ -5,6 +5,7 @@
 #include "catch.h"
 #include "cuda_device.h"
 #include "device.h"
+#include "kernels/cuda/device_info.h"
 
 // What only launches on a GPU promise.
 
@@ -24,6 +25,13 @@ TEST_CASE("an arena on the GPU notices a write on either side of an allocation",
     arena.write(bytes + at, &zero, 1);
     CHECK(!arena.intact());
   }
+}
+
+TEST_CASE("kernels are compiled for the device or for an older one", "[support]") {
+  const int compiled = compiled_capability_cuda();
+  CHECK(compiled >= 80);
+  CHECK(compiled <= compute_capability_cuda());
+  CHECK(compiled_capability_cuda() == compiled);
 }
 
 TEST_CASE("launches refuse float64 instead of computing something else", "[selective_scan][causal_conv1d]") {

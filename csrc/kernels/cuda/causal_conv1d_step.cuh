@@ -10,7 +10,8 @@
 //
 // Grid     channel blocks x as many sequences as fit at once.
 // Thread   kVector channels, from sequence to sequence; the next one's state and token are loaded while this
-//          one is computed. No shared memory, no barrier.
+//          one is computed. The first state is loaded before the kernel ahead has ended where that is
+//          settled. No shared memory, no barrier.
 // Cost     16-bit, width 4: 6 bytes read, 6 written of the state, 4 of the token a (sequence, channel).
 
 namespace mixture_of_mamba::conv {

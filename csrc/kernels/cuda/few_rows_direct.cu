@@ -59,7 +59,7 @@ int launch_type(const FewRowsParams& p, CUstream_st* stream) {
 
 bool direct_serves(const FewRowsParams& p) {
   return most_rows(p) <= (is_small(p) ? kMostDirectRowsOfSmall : kMostDirectRows) &&
-         compute_capability_cuda() >= 90;
+         compiled_capability_cuda() >= 90;
 }
 
 int launch_direct(const FewRowsParams& p, CUstream_st* stream) {

@@ -24,16 +24,15 @@ namespace mixture_of_mamba {
 namespace {
 
 constexpr int kThreads = 128;
-// Blocks of a multiprocessor. Threads with 16 states need more registers.
+// Blocks of a multiprocessor. Threads with 16 states need more registers, and more of them without whole
+// words.
 template <int kQuads, bool kWide>
-constexpr int kBlocks = kQuads <= 2 ? 7
-                        : kWide     ? 5
-                                    : 4;
+constexpr int kBlocks = kQuads <= 2 ? 7 : 4 + kWide;
 constexpr int kQuad = 4;  // states of a token's B and C in a word
 constexpr int kMostStates = 128;
 constexpr int kBiases = 4;  // rows of dt_bias in registers; of more, each token loads its own
 
-// Of a thread, with 16 states: of 16 bits all of them, so that as many bytes are under way in less threads.
+// Of a thread, with 16 states: of 16 bits all of them, so that as many bytes are under way in fewer threads.
 template <typename State>
 constexpr int kQuadsOf16 = sizeof(State) == sizeof(float) ? 2 : 4;
 

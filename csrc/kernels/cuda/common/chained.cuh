@@ -9,7 +9,7 @@
 #include "kernels/cuda/device_info.h"
 
 // Kernels of one operator follow each other on a stream, and between two of them a multiprocessor idles for
-// about a microsecond. Where the device can (compute capability 9.0 and up), a chained kernel is brought
+// about a microsecond. Where device and code can (compute capability 9.0 and up), a chained kernel is brought
 // onto the multiprocessors while the one before it ends, and waits there:
 //
 //   wait_for_previous()  by every thread, also of blocks without work. From here on all work before this
