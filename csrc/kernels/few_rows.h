@@ -14,8 +14,9 @@ namespace mixture_of_mamba {
 enum class Settled : int32_t { kNothing, kWeights, kEverything };
 
 // y[row] = weight[m] x[row] + bias[m] for the rows begin[m] .. begin[m + 1] of modality m, in a 16-bit type
-// with sums in float32, added in an order that depends on the sizes of a weight alone. Rows from
-// begin[modalities] on become 0.
+// with sums in float32, added in an order that depends on the sizes of a weight and on how many rows a
+// modality has at most (docs/kernels/few_rows.md), not on what they are. Rows from begin[modalities] on
+// become 0.
 struct FewRowsParams {
   static constexpr int kMostModalities = 16;
   ScalarType type = ScalarType::kBFloat16;
