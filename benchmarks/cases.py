@@ -229,23 +229,25 @@ def step(shape: Shape, with_peers: bool) -> dict[str, Case]:
     ids = torch.arange(shape.batch).unsqueeze(1) % shape.modalities
     routing = mom.Routing.from_ids(ids, shape.modalities, device=shape.device)
     ssm_dtypes = dict.fromkeys((torch.float32, shape.dtype))  # one or two
-    weights = sum(p.numel() * p.element_size() for p in next(iter(layers.values())).parameters())
+    for layer in layers.values():
+        placed(layer, shape.device, shape.dtype)
 
-    def bytes_with(ssm_dtype: torch.dtype) -> int:
+    def bytes_with(layer: mom.MixtureOfMamba, ssm_dtype: torch.dtype) -> int:
+        """Of the states, and of the weights of the modalities that have tokens."""
         states = shape.d_state * ssm_dtype.itemsize + (shape.d_conv - 1) * x.element_size()
-        return 2 * shape.batch * shape.d_inner * states + weights
+        weights = sum(p.numel() * p.element_size() for p in layer.parameters())
+        present = min(shape.batch, layer.num_modalities) / layer.num_modalities
+        return 2 * shape.batch * shape.d_inner * states + round(weights * present)
 
     contenders: dict[str, Callable[[], object]] = {}
     bytes_of: dict[str, int] = {}
-    for layer in layers.values():
-        placed(layer, shape.device, shape.dtype)
     for ssm_dtype in ssm_dtypes:
         suffix = "" if ssm_dtype == torch.float32 else f", {str(ssm_dtype).removeprefix('torch.')} state"
         for name, layer in layers.items():
             state = layer.allocate_state(shape.batch, ssm_dtype=ssm_dtype)
             modality = routing if layer.num_modalities > 1 else None
             contenders[name + suffix] = functools.partial(layer.step, x, state, modality)
-            bytes_of[name + suffix] = bytes_with(ssm_dtype)
+            bytes_of[name + suffix] = bytes_with(layer, ssm_dtype)
     if with_peers:
         peers.add_step(contenders, shape, x)
 
@@ -263,7 +265,11 @@ def step(shape: Shape, with_peers: bool) -> dict[str, Case]:
         return max(map(error, ssm_dtypes))
 
     tolerance = 1e-5 if shape.dtype == torch.float32 else 1e-2
-    return {"step": Case(contenders, gate, tolerance, bytes_moved=bytes_with(shape.dtype), bytes_of=bytes_of)}
+    return {
+        "step": Case(
+            contenders, gate, tolerance, bytes_moved=bytes_with(layers["ours, dense"], shape.dtype), bytes_of=bytes_of
+        )
+    }
 
 
 CASES: dict[str, Callable[[Shape, bool], dict[str, Case]]] = {

@@ -112,6 +112,10 @@ class Order {
   Order(const char* op, const Tensor& activation, const OptionalTensor& rows, const OptionalTensor& offsets,
         const OptionalTensor& cu_seqlens);
   const TokenOrder& order() const { return order_; }
+  // int32 and contiguous.
+  const OptionalTensor& rows() const { return rows_; }
+  const OptionalTensor& offsets() const { return offsets_; }
+  const OptionalTensor& cu_seqlens() const { return cu_seqlens_; }
 
  private:
   TokenOrder order_;

@@ -22,7 +22,8 @@ struct BlockInputs {
 
   int64_t sequences() const { return order.order().sequences; }
   int64_t taps() const { return conv_weight.size(1) - 1; }  // of the convolution into the past
-  // Whether the conversions, once run, have waited for all work before this op (Settled in few_rows.h).
+  // Whether the conversions, once run, have waited for all work before this op (Settled in few_rows.h). What
+  // rows, offsets and cu_seqlens needed is part of that.
   bool settled() const { return A.numel() > 0; }
   int64_t slots() const { return selective_scan_checkpoint_slots(tokens, sequences()); }
   Tensor empty(int64_t rows, int64_t columns) const { return empty_like_device(input, {rows, columns}, io); }
@@ -41,9 +42,8 @@ struct BlockInputs {
   int64_t batch, length, tokens, width, inner, states, rank;
   Tensor input;
   Order order;
-  MatrixView x;                   // [tokens, width]
-  Boundaries boundaries;          // empty where only the device knows them
-  OptionalTensor device_offsets;  // then
+  MatrixView x;           // [tokens, width]
+  Boundaries boundaries;  // empty where only the device knows them
   Projection in_proj, x_proj, dt_proj, out_proj;
   Conversions conversions;  // to be run before any kernel: they make some of the parameters below
   Tensor conv_weight, A, D;

@@ -35,7 +35,7 @@ def grouped_linear(
         bias: one ``[out_features]`` per modality, or None.
         offsets: int32 ``[modalities + 1]``, on the device of ``x``; rows beyond the last are padding.
         host_offsets: int64 ``[modalities + 1]`` on the CPU, the same values. With it the op is a loop of plain
-            GEMMs; without, on a GPU, everything stays on the device.
+            GEMMs (of few rows one kernel); without, on a GPU, everything stays on the device.
 
     Returns:
         ``[..., out_features]``, contiguous, in the dtype of ``x``. Gradients of a modality without rows are 0.

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -115,14 +116,13 @@ Tensor with_skip(const MixtureOfMambaImpl& layer, const Tensor& y, const Tensor&
 // Whether nothing is between the projections, A and D are one for all, and, where boundaries are on a GPU
 // alone, all projections are decoupled.
 bool is_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, const OptionalRouting& routing) {
-  if (routing && !routing->host_offsets && !x.is_cpu()) {
-    const size_t modalities = routing->offsets.numel() - 1;
-    for (const auto* projection : {&layer.in_proj, &layer.x_proj, &layer.dt_proj, &layer.out_proj}) {
-      if (projection->weights().size() != modalities) return false;
-    }
-  }
   if (layer.A_log.dim() > 2 || layer.D.dim() > 1) return false;
-  return !layer.options.dt_limit() && !layer.options.bcdt_norm();
+  if (layer.options.dt_limit() || layer.options.bcdt_norm()) return false;
+  if (!routing || routing->host_offsets || x.is_cpu()) return true;
+  const auto projections = {&layer.in_proj, &layer.x_proj, &layer.dt_proj, &layer.out_proj};
+  const size_t modalities = routing->offsets.numel() - 1;
+  return std::all_of(projections.begin(), projections.end(),
+                     [&](const auto* projection) { return projection->linears().size() == modalities; });
 }
 
 MambaBlockParameters block_parameters(const MixtureOfMambaImpl& layer) {

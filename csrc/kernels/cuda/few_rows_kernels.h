@@ -5,7 +5,8 @@
 
 #include "kernels/few_rows.h"
 
-// The two kernels for projections of few rows. Where tiles serve they are at least as fast. Both take what
+// The two kernels for projections of few rows. Where tiles serve they are taken: as fast
+// within a few percent for one row, faster from there on. Both take what
 // few_rows_supports() has found fit: 16 bits, addresses in whole words.
 
 namespace mixture_of_mamba::few_rows {
@@ -28,8 +29,8 @@ bool direct_serves(const FewRowsParams&);
 int launch_direct(const FewRowsParams&, CUstream_st* stream);
 
 // Tiles of 64 out_features and up to 128 rows through shared memory; compute capability 9.0 alone, and only
-// where the library is built for it (MOM_SM90A). Above these rows cuBLAS is as fast; but not where
-// boundaries are on the device.
+// where the library is built for it (MOM_SM90A). Above these rows cuBLAS is about as fast; but not
+// where boundaries are on the device.
 constexpr int kTileOut = 64, kMostTileRows = 128;
 constexpr int kMostRows = 128, kMostRowsOfSmall = 256;
 bool tiles_serve(const FewRowsParams&);

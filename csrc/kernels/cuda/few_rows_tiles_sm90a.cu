@@ -80,14 +80,17 @@ int launch(const FewRowsParams& p, CUstream_st* stream) {
   params.stages = static_cast<int32_t>(std::min<int64_t>(stages, S::kMostStages));
   params.in_words = p.out_features % kWord == 0 &&
                     rows_in_words(p.y.data, p.y.stride, size_of(p.type), kWord * size_of(p.type));
-  const int bytes = std::max(params.stages * S::kStageBytes, S::kSumBytes) + kAlignment;
+  const auto bytes_of = [](int stages) {
+    return std::max(stages * S::kStageBytes, S::kSumBytes) + kAlignment;
+  };
+  const size_t bytes = bytes_of(params.stages);
   const auto kernel = tiles_kernel<T, S>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  // The limit is the function's, for all threads of the host: always the same.
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes_of(S::kMostStages));
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(tiles * params.parts), static_cast<unsigned>(tiles_of_rows));
-  return launch_chained(
-      {grid, kThreads, static_cast<size_t>(bytes), stream, static_cast<unsigned>(params.parts)}, kernel,
-      params);
+  return launch_chained({grid, kThreads, bytes, stream, static_cast<unsigned>(params.parts)}, kernel, params);
 }
 
 // Of a small matrix smaller tiles, and more of them.

@@ -61,7 +61,7 @@ GroupedInputs::GroupedInputs(const char* op, const Tensor& x_, const Tensors& we
   if (host_offsets) {
     require(host_offsets->is_cpu(), op, "host_offsets must be on the CPU, got ", device_of(*host_offsets));
   }
-  offsets = to_dtype(offsets_, Dtype::Int);
+  offsets = packed(to_dtype(offsets_, Dtype::Int));
   boundaries = boundaries_if_on_host(op, host_offsets ? "host_offsets" : "offsets",
                                      host_offsets ? *host_offsets : offsets_, modalities, rows);
 }

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -40,22 +42,28 @@ def test_a_sequence_is_decoded_alike_whatever_runs_beside_it(dtype):
         assert torch.equal(alone.ssm[0], state.ssm[sequence])
 
 
+def in_int64(routing: mom.Routing) -> mom.Routing:
+    return dataclasses.replace(routing, rows=routing.rows.long(), offsets=routing.offsets.long())
+
+
+@pytest.mark.parametrize("ssm_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("as_given", [lambda routing: routing, in_int64], ids=["int32", "int64"])
 @pytest.mark.parametrize("batch", [1, 20, 200])
-def test_what_was_written_right_before_a_step_is_seen(batch):
-    """Weights are read before the kernel ahead has ended; nothing may be read before it was written."""
+def test_what_was_written_right_before_a_step_is_seen(batch, as_given, ssm_dtype):
+    """Weights and states are read before the kernel ahead has ended; nothing may be read before it was written."""
     layers = [layer_of(torch.bfloat16) for _ in range(2)]
     work = layer_of(torch.bfloat16)
-    routing = routing_of(torch.arange(batch)[:, None] % MODALITIES)
+    routing = as_given(routing_of(torch.arange(batch)[:, None] % MODALITIES))
     inputs, starts, expected = [], [], []
     for layer in layers:
         inputs.append(torch.randn(batch, 1, 512, device="cuda", dtype=torch.bfloat16))
-        start, state = (layer.allocate_state(batch) for _ in range(2))
+        start, state = (layer.allocate_state(batch, ssm_dtype=ssm_dtype) for _ in range(2))
         for of_start, of_state in zip((start.conv, start.ssm), (state.conv, state.ssm), strict=True):
             of_state.copy_(of_start.normal_())
         starts.append(start)
         expected.append((layer.step(inputs[-1], state, routing), state.conv, state.ssm))
         torch.cuda.synchronize()
-    state, x = work.allocate_state(batch), torch.empty_like(inputs[0])
+    state, x = work.allocate_state(batch, ssm_dtype=ssm_dtype), torch.empty_like(inputs[0])
     parameters = [list(layer.parameters()) for layer in layers]
     results = []
     with torch.no_grad():

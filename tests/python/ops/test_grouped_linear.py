@@ -183,6 +183,13 @@ def test_host_and_device_offsets_agree(device):
     assert_matches(without, with_host, arithmetic=1e-5, roundings=3)
 
 
+def test_strided_offsets(device):
+    arguments = linear_arguments(device=device, host=False)
+    expected = mom.grouped_linear(**arguments)
+    strided = arguments["offsets"].repeat_interleave(2)[::2]
+    assert torch.equal(mom.grouped_linear(**{**arguments, "offsets": strided}), expected)
+
+
 def test_offsets_in_int64(device):
     arguments = linear_arguments(device=device, host=False)
     expected = mom.grouped_linear(**arguments)

@@ -72,10 +72,6 @@ VARIATIONS = {
 SUBSETS = [subset for n in range(5) for subset in itertools.combinations(PROJECTIONS, n)]
 
 
-def on_this(device: torch.device, options: dict) -> dict:
-    return {**options, "device": device}
-
-
 def subset_name(subset: tuple[str, ...]) -> str:
     return "+".join(subset) or "none"
 
@@ -146,26 +142,39 @@ def test_indices_in_int64(device):
     assert_bitwise_equal(run(mom.mamba_block, {**arguments, **wide, **narrow}), expected)
 
 
+@pytest.mark.parametrize("host", [True, False], ids=["host offsets", "none"])
+def test_strided_indices(device, host):
+    arguments = block_arguments(packed=True, device=device, host=host)
+    expected = run(mom.mamba_block, arguments)
+    for name in ("rows", "offsets", "cu_seqlens"):
+        arguments[name] = arguments[name].repeat_interleave(2)[::2]
+    assert_bitwise_equal(run(mom.mamba_block, arguments), expected)
+
+
 def test_boundaries_on_the_cpu_are_host_offsets():
     arguments = block_arguments(modalities=3)
     expected = run(mom.mamba_block, arguments)
     assert_bitwise_equal(run(mom.mamba_block, {**arguments, "host_offsets": None}), expected)
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("modalities", [1, 3])
 @pytest.mark.parametrize("lean", [False, True], ids=["default", "lean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_boundaries_that_only_the_device_knows(device, dtype, lean, modalities):
+def test_boundaries_that_only_the_device_knows(dtype, lean, modalities):
     """Products of row ranges in their other forms; in bfloat16 sizes that they have a library's for."""
+    device = torch.device("cuda")
     sizes = {"width": 16, "inner": 32, "rank": 8} if dtype == torch.bfloat16 else {}
     options = {"modalities": modalities, "packed": True, "lean": lean, "dtype": dtype, **sizes}
-    arguments = {**block_arguments(**on_this(device, options)), "host_offsets": None}
+    arguments = {**block_arguments(**options, device=device), "host_offsets": None}
     results = run(mom.mamba_block, arguments)
     assert_as_exact(results, run(composed_block, arguments), truth("mamba_block", arguments))
     assert_bitwise_equal(run(mom.mamba_block, arguments), results)
 
 
-def test_an_empty_modality_and_no_tokens_on_the_device(device):
+@pytest.mark.cuda
+def test_an_empty_modality_and_no_tokens_on_the_device():
+    device = torch.device("cuda")
     arguments = {**block_arguments(modalities=3, device=device), "host_offsets": None}
     end = arguments["offsets"][-1]
     arguments["offsets"][1:3] = end  # all valid rows are of the first

@@ -138,8 +138,10 @@ def test_states_are_checked_before_either_is_written(device):
     assert torch.equal(conv_state, arguments["conv_state"])
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_boundaries_that_only_the_device_knows(device, dtype):
+def test_boundaries_that_only_the_device_knows(dtype):
+    device = torch.device("cuda")
     sizes = {"width": 16, "inner": 32, "rank": 8}
     arguments = arguments_of(length=1, batch=5, dtype=dtype, device=device, **sizes)
     on_host = stepped(arguments)

@@ -41,7 +41,7 @@ __device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t parity
 
 // How long the L2 cache should keep what it brings.
 enum class Keep : uint64_t {
-  kShort = 0x12F0000000000000,  // evict first: nobody else reads it
+  kShort = 0x12F0000000000000,  // evict first: read once, or by neighbours at about the same time
   kLong = 0x14F0000000000000,   // evict last
 };
 

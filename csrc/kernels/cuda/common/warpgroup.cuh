@@ -76,5 +76,24 @@ MOM_MULTIPLY_TYPES(96, 48, 49)
 MOM_MULTIPLY_TYPES(128, 64, 65)
 #undef MOM_MULTIPLY_TYPES
 #undef MOM_MULTIPLY
+#undef MOM_SUMS_128
+#undef MOM_SUMS_96
+#undef MOM_SUMS_64
+#undef MOM_SUMS_32
+#undef MOM_SUMS_16
+#undef MOM_SUMS_8
+#undef MOM_LIST_128
+#undef MOM_LIST_96
+#undef MOM_LIST_64
+#undef MOM_LIST_32
+#undef MOM_LIST_16
+#undef MOM_LIST_7
+#undef MOM_LIST_6
+#undef MOM_LIST_5
+#undef MOM_LIST_4
+#undef MOM_LIST_3
+#undef MOM_LIST_2
+#undef MOM_LIST_1
+#undef MOM_LIST_0
 
 }  // namespace mixture_of_mamba::warpgroup

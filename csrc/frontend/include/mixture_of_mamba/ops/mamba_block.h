@@ -25,7 +25,7 @@ struct MambaBlockParameters {
 
 struct MambaBlockOptions {
   OptionalTensor rows = {}, offsets = {};
-  OptionalTensor host_offsets = {};  ///< needed with offsets on a GPU
+  OptionalTensor host_offsets = {};  ///< with offsets on a GPU needed where a list holds one for all
   OptionalTensor cu_seqlens = {};
   OptionalTensor conv_state = {};  ///< [sequences, width - 1, d_inner], where each sequence starts from
   OptionalTensor ssm_state = {};   ///< [sequences, d_inner, d_state]
@@ -44,7 +44,7 @@ std::tuple<torch::Tensor, torch::Tensor, torch::Tensor> mamba_block(const torch:
 
 struct MambaBlockStepOptions {
   OptionalTensor rows = {}, offsets = {};
-  OptionalTensor host_offsets = {};  ///< needed with offsets on a GPU
+  OptionalTensor host_offsets = {};  ///< with offsets on a GPU needed where a list holds one for all
 };
 
 /// mamba_block() of one or a few tokens that updates both states in place, for inference only.
