@@ -31,6 +31,7 @@ class MatrixView {
   Tensor row_range(int64_t begin, int64_t count) const {
     return view_of(base_, {count, columns_}, {row_stride_, 1}, offset_ + begin * row_stride_);
   }
+  Tensor tensor() const { return row_range(0, rows_); }
   // The same as [batch, length, columns].
   Tensor as_activation(int64_t batch, int64_t length) const {
     return view_of(base_, {batch, length, columns_}, {length * row_stride_, row_stride_, 1}, offset_);

@@ -8,9 +8,9 @@
 #include "kernels/few_rows.h"
 #include "ops/matrix_view.h"
 
-// Matrix products of torch's own libraries on parts of tensors. They are called below the dispatcher (C
-// shims of the stable ABI): a projection per modality is many small calls, and a dispatched one costs the
-// host several times as much.
+// Matrix products of torch's own libraries on parts of tensors, but of few rows our own. They are called
+// below the dispatcher (C shims of the stable ABI): a projection per modality is many small calls, and a
+// dispatched one costs the host several times as much.
 
 namespace mixture_of_mamba::ops {
 
@@ -31,7 +31,8 @@ struct DeviceProducts {
   Tensors (*grad_bias)(const MatrixView& grad, const Tensor& offsets);
 };
 
-// One backend's functions. The first two are torch's; the others may be null, and say whether they served.
+// One backend's functions. The first two are torch's; the next two may be null, and say whether they served;
+// the last is there where boundaries may be on the device alone.
 struct Products {
   AOTITorchError (*mm)(AtenTensorHandle out, AtenTensorHandle left, AtenTensorHandle right);
   AOTITorchError (*addmm)(AtenTensorHandle out, AtenTensorHandle add, AtenTensorHandle left,

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/selective_scan.h"
-#include "ops/conversions.h"
+#include "ops/common.h"
 
 namespace mixture_of_mamba::ops {
 
@@ -22,22 +22,15 @@ class StepState {
     params.narrow_state = !wide && type_ == params.type && backend.takes_narrow_state(params);
     const bool as_it_is = wide || params.narrow_state;
     params.settled_state = settled && as_it_is;
-    const Tensor seen = as_it_is ? state_ : empty_of_shape(state_, acc_);
+    const Tensor seen = as_it_is ? state_ : to_dtype(state_, acc_);
     params.initial_state = params.final_state = seen.mutable_data_ptr();
-    if (!as_it_is) copy(backend, state_, seen);
     backend.run(params);
-    if (!as_it_is) copy(backend, seen, state_);
+    if (as_it_is) return;
+    Tensor state = state_;
+    torch::stable::copy_(state, seen);
   }
 
  private:
-  template <typename Backend>
-  void copy(const Backend& backend, const Tensor& from, const Tensor& to) const {
-    Conversions conversions(op_);
-    conversions.add(Conversion::Rule::kCopy, Conversions::all_of(from), Conversions::all_of(to));
-    conversions.run(backend);
-  }
-
-  const char* op_;
   Tensor state_;
   Dtype acc_;
   ScalarType type_;  // of the state

@@ -92,10 +92,13 @@ def block_parameters(layer: MixtureOfMamba, x: Tensor, routing: Routing | None) 
         plain.append(parameters)
     if plain[1][1]:  # the operator has no biases of x_proj
         return None
-    if routing is not None and routing.host_offsets is None and x.device.type != "cpu":
-        modalities = routing.offsets.numel() - 1
-        if any(len(weights) != modalities for weights, _ in plain):
-            return None
+    if (
+        routing is not None
+        and routing.host_offsets is None
+        and x.device.type != "cpu"
+        and any(len(weights) != routing.num_modalities for weights, _ in plain)
+    ):
+        return None
     in_proj, x_proj, dt_proj, out_proj = (
         (_with_shared(projection, weights), biases)
         for projection, (weights, biases) in zip(projections, plain, strict=True)

@@ -120,7 +120,7 @@ bool is_one_operator(const MixtureOfMambaImpl& layer, const Tensor& x, const Opt
   if (layer.options.dt_limit() || layer.options.bcdt_norm()) return false;
   if (!routing || routing->host_offsets || x.is_cpu()) return true;
   const auto projections = {&layer.in_proj, &layer.x_proj, &layer.dt_proj, &layer.out_proj};
-  const size_t modalities = routing->offsets.numel() - 1;
+  const size_t modalities = routing->num_modalities();
   return std::all_of(projections.begin(), projections.end(),
                      [&](const auto* projection) { return projection->linears().size() == modalities; });
 }

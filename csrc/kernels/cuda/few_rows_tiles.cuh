@@ -218,7 +218,7 @@ struct Block {
       for (int k = 0; k < kWord; ++k) store<T>(p, row, column + k, values[k]);
     } else if (column < p.out_features) {
       T* const to = static_cast<T*>(p.y.data) + row * p.y.stride + column;
-      *reinterpret_cast<Pack<T, kWord>*>(to) = from_floats<T>(values);
+      store_pack<T, kWord, true>(to, from_floats<T>(values));
     }
   }
 };

@@ -101,7 +101,7 @@ void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) c
   if (on_device()) {
     const Tensor part = empty_like_device(weight_[0], {out.rows(), out.columns()}, out.dtype());
     grad_input(grad, MatrixView(part));
-    Tensor sum = out.row_range(0, out.rows());
+    Tensor sum = out.tensor();
     torch::stable::copy_(sum, torch::stable::subtract(sum, part, -1.0));
     return;
   }

@@ -106,7 +106,7 @@ void ScanInputs::fill(SelectiveScanParams& params) const {
 StepState::StepState(const char* op, const char* name, const Tensor& state,
                      std::initializer_list<int64_t> sizes, const char* activation_name,
                      const Tensor& activation, Dtype acc)
-    : op_(op), state_(state), acc_(acc) {
+    : state_(state), acc_(acc) {
   const Dtype narrow = activation.scalar_type();
   require_shape(op, name, state, sizes, "[sequences, channels, states]");
   require_device(op, name, state, activation_name, activation);

@@ -26,12 +26,11 @@ bool sixteen_byte_rows(const MatrixView& matrix) {
 }
 
 bool grouped_mm_serves(const MatrixView& one, const MatrixView& other) {
+  const int generation = compute_capability_cuda() / 10;
   return one.dtype() == Dtype::BFloat16 && one.rows() > 0 && one.columns() > 0 && other.columns() > 0 &&
-         sixteen_byte_rows(one) && sixteen_byte_rows(other) && compute_capability_cuda() / 10 >= 9 &&
-         compute_capability_cuda() / 10 <= 10;
+         sixteen_byte_rows(one) && sixteen_byte_rows(other) && (generation == 9 || generation == 10);
 }
 
-Tensor whole(const MatrixView& matrix) { return matrix.row_range(0, matrix.rows()); }
 Part all_rows(const MatrixView& matrix, bool transposed = false) {
   return {matrix, 0, matrix.rows(), transposed};
 }
@@ -59,17 +58,23 @@ struct Rule {
   const Tensor& offsets;
 
   int32_t modalities() const { return static_cast<int32_t>(offsets.numel() - 1); }
-  const int32_t* boundaries() const { return offsets.const_data_ptr<int32_t>(); }
+
+  // What all kernels here want of the matrix that they walk over.
+  template <typename Params>
+  Params params_of(const MatrixView& matrix) const {
+    Params params;
+    params.type = kernel_type(kOp, offsets, matrix.dtype());
+    params.rows = matrix.rows();
+    params.columns = matrix.columns();
+    params.offsets = offsets.const_data_ptr<int32_t>();
+    return params;
+  }
 
   void select_rows(const MatrixView& source, const MatrixView& out, size_t modality,
                    bool zero_other_rows) const {
-    SelectRowsParams params;
-    params.type = kernel_type(kOp, offsets, out.dtype());
+    auto params = params_of<SelectRowsParams>(out);
     params.source = source.readable();
     params.out = out.writable();
-    params.rows = out.rows();
-    params.columns = out.columns();
-    params.offsets = boundaries();
     params.modality = static_cast<int32_t>(modality);
     params.zero_other_rows = zero_other_rows;
     backend.run(params);
@@ -78,12 +83,8 @@ struct Rule {
   // Adds a bias, and clears padding.
   void finish_rows(const MatrixView& y, const Tensors& bias) const {
     const OptionalTensor matrix = bias.empty() ? OptionalTensor() : OptionalTensor(stack(bias));
-    FinishRowsParams params;
-    params.type = kernel_type(kOp, offsets, y.dtype());
+    auto params = params_of<FinishRowsParams>(y);
     params.y = y.writable();
-    params.rows = y.rows();
-    params.columns = y.columns();
-    params.offsets = boundaries();
     params.modalities = modalities();
     params.bias = matrix ? matrix->const_data_ptr() : nullptr;
     backend.run(params);
@@ -96,8 +97,8 @@ struct Rule {
       // Stacked as they lie: a copy that transposes is ten times as slow.
       const Tensor weights = stack(weight);
       const Tensor right = transpose ? torch::stable::transpose(weights, 1, 2) : weights;
-      Tensor destination = whole(out);
-      torch::stable::copy_(destination, grouped_mm(whole(input), right, offsets));
+      Tensor destination = out.tensor();
+      torch::stable::copy_(destination, grouped_mm(input.tensor(), right, offsets));
       return;
     }
     const MatrixView all(empty_like_device(weight[0], {out.rows(), out.columns()}, out.dtype()));
@@ -130,8 +131,8 @@ Tensors grad_weight(const MatrixView& grad, const MatrixView& input, const Tenso
   };
   Tensors grads;
   if (grouped_mm_serves(grad, input)) {
-    const Tensor left = whole(grad);
-    const Tensor all = grouped_mm(torch::stable::transpose(left, 0, 1), whole(input), offsets);
+    const Tensor left = grad.tensor();
+    const Tensor all = grouped_mm(torch::stable::transpose(left, 0, 1), input.tensor(), offsets);
     for (int64_t m = 0; m < rule.modalities(); ++m) {
       grads.push_back(torch::stable::clone(torch::stable::select(all, 0, m)));
     }
@@ -156,12 +157,8 @@ Tensors grad_weight(const MatrixView& grad, const MatrixView& input, const Tenso
 Tensors grad_bias(const MatrixView& grad, const Tensor& offsets) {
   const Rule rule{CudaBackend(offsets), offsets};
   const Tensor sums = empty_like_device(offsets, {rule.modalities(), grad.columns()}, Dtype::Float);
-  SumRowsParams params;
-  params.type = kernel_type(kOp, offsets, grad.dtype());
+  auto params = rule.params_of<SumRowsParams>(grad);
   params.source = grad.readable();
-  params.rows = grad.rows();
-  params.columns = grad.columns();
-  params.offsets = rule.boundaries();
   params.modalities = rule.modalities();
   params.sums = sums.mutable_data_ptr<float>();
   rule.backend.run(params);

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import Arguments, Results, assert_bitwise_equal, assert_matches, lower, scan_arguments
+from step_support import of_a_step, replayed_step, step
+from support import Arguments, assert_bitwise_equal, assert_matches, lower, scan_arguments
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import reference
@@ -31,7 +32,6 @@ VARIATIONS = {
     **{f"{n} tokens": {**USUAL, "length": n} for n in (2, 3, 4, 5)},
     **{f"{n} states": {**USUAL, "states": n, "length": 2} for n in (0, 1, 4, 5, 8, 12, 17, 32, 64, 128, 129)},
 }
-NOT_OF_A_STEP = ("cu_seqlens", "initial_state", "reverse")
 
 
 def arguments_of(aligned: bool = False, **options) -> Arguments:
@@ -41,13 +41,6 @@ def arguments_of(aligned: bool = False, **options) -> Arguments:
         arguments["B"], arguments["C"] = arguments["B"].contiguous(), arguments["C"].contiguous()
     arguments["initial_state"] = arguments["initial_state"].to(options["dtype"])
     return arguments
-
-
-def step(function, arguments: Arguments, dtype: torch.dtype | None = None) -> Results:
-    given = {name: value for name, value in arguments.items() if name not in NOT_OF_A_STEP}
-    state = arguments["initial_state"].to(dtype or arguments["initial_state"].dtype, copy=True)
-    with torch.no_grad():
-        return {"out": function(state=state, **given), "state": state}
 
 
 @pytest.mark.parametrize("aligned", [False, True], ids=["B and C unaligned", "aligned"])
@@ -81,9 +74,8 @@ def test_state_of_other_sequences_is_untouched(device, states):
     cache = torch.full((4, 1, states), 7.0, dtype=torch.bfloat16, device=device)
     expected = step(mom.selective_scan_step, arguments)
     cache[1:3] = arguments["initial_state"]
-    given = {name: value for name, value in arguments.items() if name not in NOT_OF_A_STEP}
     with torch.no_grad():
-        out = mom.selective_scan_step(state=cache[1:3], **given)
+        out = mom.selective_scan_step(state=cache[1:3], **of_a_step(arguments))
     torch.testing.assert_close(out, expected["out"])
     assert torch.equal(cache[1:3], expected["state"])
     assert bool((cache[0] == 7).all()) and bool((cache[3] == 7).all())
@@ -137,10 +129,9 @@ def test_other_dtypes_are_refused(device, u_dtype, state_dtype, allowed):
 
 def test_strided_states_are_refused(device):
     arguments = arguments_of(dtype=torch.bfloat16, length=1, device=device)
-    given = {name: value for name, value in arguments.items() if name not in NOT_OF_A_STEP}
     message = r"must be contiguous float32 or bfloat16, got strided bfloat16"
     with pytest.raises(RuntimeError, match=message):
-        mom.selective_scan_step(state=arguments["initial_state"].mT.contiguous().mT, **given)
+        mom.selective_scan_step(state=arguments["initial_state"].mT.contiguous().mT, **of_a_step(arguments))
 
 
 @pytest.mark.cuda
@@ -148,17 +139,4 @@ def test_strided_states_are_refused(device):
 def test_cuda_graph(length):
     """A captured step, with the state in the kernel's words and by way of a copy."""
     first, second = (arguments_of(True, batch=3, length=length, dtype=torch.bfloat16, device="cuda") for _ in "ab")
-    names = [name for name in first if name not in NOT_OF_A_STEP]
-    static = {name: first[name].clone() if torch.is_tensor(first[name]) else first[name] for name in names}
-    state = first["initial_state"].clone()
-    mom.selective_scan_step(state=state, **static)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = mom.selective_scan_step(state=state, **static)
-    for name, value in static.items():
-        if torch.is_tensor(value):
-            value.copy_(second[name])
-    state.copy_(second["initial_state"])
-    graph.replay()
-    assert_bitwise_equal({"out": out, "state": state}, step(mom.selective_scan_step, second))
+    assert_bitwise_equal(replayed_step(first, second), step(mom.selective_scan_step, second))

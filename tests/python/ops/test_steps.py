@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from step_support import of_a_step, replayed_step, step
 from support import (
     FLOATS,
-    Arguments,
-    Results,
     assert_bitwise_equal,
     assert_matches,
     conv_arguments,
@@ -55,13 +54,6 @@ CONV = {
     "no tokens": {"length": 0},
     "no sequences": {"batch": 0},
 }
-
-
-def step(function, arguments: Arguments) -> Results:
-    given = {name: value for name, value in arguments.items() if name not in ("cu_seqlens", "initial_state", "reverse")}
-    state = arguments["initial_state"].clone()
-    with torch.no_grad():
-        return {"out": function(state=state, **given), "state": state}
 
 
 @pytest.mark.parametrize("variation", SCAN.values(), ids=SCAN)
@@ -125,8 +117,7 @@ def test_state_of_other_sequences_is_untouched(device):
     cache = torch.full((4, *arguments["initial_state"].shape[1:]), 7.0, device=device)
     expected = step(mom.selective_scan_step, arguments)
     cache[1:3] = arguments["initial_state"]
-    names = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "rows", "offsets", "softplus")
-    out = mom.selective_scan_step(state=cache[1:3], **{name: arguments[name] for name in names})
+    out = mom.selective_scan_step(state=cache[1:3], **of_a_step(arguments))
     assert_bitwise_equal({"out": out, "state": cache[1:3]}, expected)
     assert bool((cache[0] == 7).all()) and bool((cache[3] == 7).all())
 
@@ -152,19 +143,4 @@ def test_cuda_graph(dtype):
     """A captured decoding step, replayed with other tokens and another modality mix."""
     first = scan_arguments(batch=3, length=1, dtype=dtype, device="cuda")
     second = scan_arguments(batch=3, length=1, dtype=dtype, device="cuda")
-    names = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "rows", "offsets", "softplus")
-    static = {name: first[name].clone() if torch.is_tensor(first[name]) else first[name] for name in names}
-    state = first["initial_state"].clone()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        mom.selective_scan_step(state=state, **static)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = mom.selective_scan_step(state=state, **static)
-    for name, value in static.items():
-        if torch.is_tensor(value):
-            value.copy_(second[name])
-    state.copy_(second["initial_state"])
-    graph.replay()
-    assert_bitwise_equal({"out": out, "state": state}, step(mom.selective_scan_step, second))
+    assert_bitwise_equal(replayed_step(first, second), step(mom.selective_scan_step, second))
