@@ -31,8 +31,18 @@ struct DeviceProducts {
   Tensors (*grad_bias)(const MatrixView& grad, const Tensor& offsets);
 };
 
-// One backend's functions. The first two are torch's; the next two may be null, and say whether they served;
-// the last is there where boundaries may be on the device alone.
+// A product of rows x, rows y and a weight per modality, [y's columns, x's columns].
+struct GroupedProduct {
+  enum class Kind { kForward, kGradInput, kAddGradInput, kGradWeight };
+  Kind kind;  // y = W x + bias; x = W^T y; x += W^T y; W = y x^T
+  const MatrixView &x, &y;
+  const Tensors &weight, &bias;
+  const Boundaries& boundaries;
+  const OptionalTensor& offsets;  // int32, read where the boundaries are empty
+};
+
+// One backend's functions. The first two are torch's; the next three may be null, and say whether they
+// served; the last is there where boundaries may be on the device alone.
 struct Products {
   AOTITorchError (*mm)(AtenTensorHandle out, AtenTensorHandle left, AtenTensorHandle right);
   AOTITorchError (*addmm)(AtenTensorHandle out, AtenTensorHandle add, AtenTensorHandle left,
@@ -43,6 +53,8 @@ struct Products {
   // or, when those are empty, in `offsets`, int32 on the device.
   bool (*few_rows)(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
                    const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) = nullptr;
+  // All modalities at once, padding rows included, where kernels/grouped_gemm.h serves.
+  bool (*grouped)(const GroupedProduct&) = nullptr;
   const DeviceProducts* on_device = nullptr;
 
   void assign(const Part& out, const Part& left, const Part& right) const;
@@ -73,6 +85,8 @@ class Projection {
 
  private:
   bool on_device() const { return boundaries_.empty(); }
+  bool grouped(GroupedProduct::Kind kind, const MatrixView& x, const MatrixView& y,
+               const Tensors& weight) const;
   template <typename Visit>
   void for_each_range(Visit&& visit) const;
   void clear_padding_rows(const MatrixView& out) const;

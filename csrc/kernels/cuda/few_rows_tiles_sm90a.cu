@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host side of the tiles: shapes, and the maps by which the copy engine finds the matrices.
-// few_rows_tiles.cuh has the idea.
+// Host side of the tiles. few_rows_tiles.cuh has the idea.
 
 #include "kernels/cuda/common/launch.h"
+#include "kernels/cuda/common/tensor_map.h"
 #include "kernels/cuda/device_info.h"
 #include "kernels/cuda/few_rows_kernels.h"
 #include "kernels/cuda/few_rows_tiles.cuh"
@@ -26,34 +26,6 @@ int sections_of(const FewRowsParams& p) {
   return sections;
 }
 
-// The driver's function, or null. It is found at run time, so that nothing links the driver.
-auto encode_function() {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found)
-                                                                         : nullptr;
-  }();
-  return function;
-}
-
-// Tiles of `tile_rows` rows and a swizzled span of columns.
-bool make_map(CUtensorMap& map, ScalarType type, const void* data, int64_t rows, int64_t columns,
-              int64_t stride, int tile_rows) {
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(rows > 1 ? stride : columns) * size_of(type)};
-  const cuuint32_t tile[] = {kSwizzled, static_cast<cuuint32_t>(tile_rows)}, steps[] = {1, 1};
-  const auto element =
-      type == ScalarType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  return encode_function()(&map, element, 2, const_cast<void*>(data), sizes, strides, tile, steps,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 // Rows of y's grid: tiles, as many as there can be, and the padding.
 template <typename S>
 int64_t row_tiles(const FewRowsParams& p) {
@@ -67,10 +39,10 @@ template <typename T, typename S>
 int launch(const FewRowsParams& p, CUstream_st* stream) {
   Params params;
   params.problem = p;
-  bool made = make_map(params.x, p.type, p.x.data, p.rows, p.in_features, p.x.stride, S::kRows);
+  bool made = make_tensor_map(params.x, p.type, p.x, p.rows, p.in_features, S::kRows);
   for (int m = 0; made && m < p.modalities; ++m) {
-    made = make_map(params.weight[m], p.type, p.weight[m], p.out_features, p.in_features, p.weight_stride[m],
-                    kOut);
+    made = make_tensor_map(params.weight[m], p.type, {p.weight[m], p.weight_stride[m]}, p.out_features,
+                           p.in_features, kOut);
   }
   if (!made) return cudaErrorInvalidValue;
   const int64_t tiles = ceil_div(p.out_features, kOut), tiles_of_rows = row_tiles<S>(p);
@@ -104,19 +76,16 @@ int launch_type(const FewRowsParams& p, CUstream_st* stream) {
   return launch<T, Shape<kMostTileRows>>(p, stream);
 }
 
-// The copy engine wants rows that do not overlap.
-bool has_rows(int64_t count, int64_t stride, int64_t columns) { return count == 1 || stride >= columns; }
-
 }  // namespace
 }  // namespace tiles
 
 bool tiles_serve(const FewRowsParams& p) {
   bool ok = p.offsets != nullptr || most_rows(p) <= (is_small(p) ? kMostRowsOfSmall : kMostRows);
-  ok = ok && tiles::has_rows(p.rows, p.x.stride, p.in_features);
+  ok = ok && tensor_map_serves(p.rows, p.in_features, p.x.stride);
   for (int m = 0; ok && m < p.modalities; ++m) {
-    ok = tiles::has_rows(p.out_features, p.weight_stride[m], p.in_features);
+    ok = tensor_map_serves(p.out_features, p.in_features, p.weight_stride[m]);
   }
-  return ok && compute_capability_cuda() == 90 && tiles::encode_function() != nullptr;
+  return ok && compute_capability_cuda() == 90 && tensor_map_encoder() != nullptr;
 }
 
 int launch_tiles(const FewRowsParams& p, CUstream_st* stream) {

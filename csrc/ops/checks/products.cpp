@@ -72,10 +72,18 @@ void Projection::clear_padding_rows(const MatrixView& out) const {
   torch::stable::zero_(padding);
 }
 
+// One weight for all rows is left to the backend's library, which is a little faster at that.
+bool Projection::grouped(GroupedProduct::Kind kind, const MatrixView& x, const MatrixView& y,
+                         const Tensors& weight) const {
+  return products_.grouped && (on_device() || weight.size() > 1) &&
+         products_.grouped({kind, x, y, weight, bias_, boundaries_, offsets_});
+}
+
 void Projection::forward(const MatrixView& input, const MatrixView& out, Settled settled) const {
   if (products_.few_rows && products_.few_rows(input, out, weight_, bias_, boundaries_, offsets_, settled)) {
     return;
   }
+  if (grouped(GroupedProduct::Kind::kForward, input, out, weight_)) return;
   if (on_device()) return products_.on_device->forward(input, out, weight_, bias_, *offsets_);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     const Part right = Part::of(weight_[m], true);
@@ -90,6 +98,7 @@ void Projection::forward(const MatrixView& input, const MatrixView& out, Settled
 }
 
 void Projection::grad_input(const MatrixView& grad, const MatrixView& out) const {
+  if (grouped(GroupedProduct::Kind::kGradInput, out, grad, weight_)) return;
   if (on_device()) return products_.on_device->grad_input(grad, out, weight_, *offsets_);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     products_.assign({out, begin, count}, {grad, begin, count}, Part::of(weight_[m]));
@@ -98,6 +107,7 @@ void Projection::grad_input(const MatrixView& grad, const MatrixView& out) const
 }
 
 void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) const {
+  if (grouped(GroupedProduct::Kind::kAddGradInput, out, grad, weight_)) return;
   if (on_device()) {
     const Tensor part = empty_like_device(weight_[0], {out.rows(), out.columns()}, out.dtype());
     grad_input(grad, MatrixView(part));
@@ -111,11 +121,12 @@ void Projection::add_grad_input(const MatrixView& grad, const MatrixView& out) c
 }
 
 Tensors Projection::grad_weight(const MatrixView& grad, const MatrixView& input) const {
-  if (on_device()) return products_.on_device->grad_weight(grad, input, *offsets_);
   Tensors grads;
   for (const Tensor& weight : weight_) {
     grads.push_back(empty_like_device(weight, {out_features(), in_features()}, weight.scalar_type()));
   }
+  if (grouped(GroupedProduct::Kind::kGradWeight, input, grad, grads)) return grads;
+  if (on_device()) return products_.on_device->grad_weight(grad, input, *offsets_);
   std::vector<bool> written(grads.size(), false);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     products_.assign(Part::of(grads[m]), {grad, begin, count, true}, {input, begin, count});

@@ -9,6 +9,7 @@
 #include "kernels/causal_conv1d.h"
 #include "kernels/conversions.h"
 #include "kernels/few_rows.h"
+#include "kernels/grouped_gemm.h"
 #include "kernels/grouped_linear.h"
 #include "kernels/modality_routing.h"
 #include "kernels/permute_rows.h"
@@ -55,6 +56,7 @@ class CudaBackend {
                    [&](void* w) { return launch_modality_routing_cuda(p, w, stream_); });
   }
   void run(const FewRowsParams& p) const { check(launch_few_rows_cuda(p, stream_)); }
+  void run(const GroupedGemmParams& p) const { check(launch_grouped_gemm_cuda(p, stream_)); }
   void run(const PermuteRowsParams& p) const { check(launch_permute_rows_cuda(p, stream_)); }
   void run(const ConversionsParams& p) const { check(launch_conversions_cuda(p, stream_)); }
   void run(const SelectRowsParams& p) const { check(launch_select_rows_cuda(p, stream_)); }

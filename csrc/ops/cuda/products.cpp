@@ -12,17 +12,21 @@ namespace mixture_of_mamba::ops {
 namespace {
 
 constexpr int64_t kMostFeatures = int64_t{1} << 24;
-constexpr int64_t kMostRows = 1024;  // looked at no further
+constexpr int64_t kMostFewRows = 1024;  // looked at no further
 
 bool contiguous_columns(const Tensor& tensor) { return tensor.stride(tensor.dim() - 1) == 1; }
 
+bool all_contiguous(const Tensors& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), contiguous_columns);
+}
+
+bool sixteen_bits(Dtype dtype) { return dtype == Dtype::BFloat16 || dtype == Dtype::Half; }
+
 bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
               const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) {
-  const bool sixteen_bits = out.dtype() == Dtype::BFloat16 || out.dtype() == Dtype::Half;
-  if (!sixteen_bits || weight.size() > FewRowsParams::kMostModalities || out.rows() > kMostRows ||
-      std::max(input.columns(), out.columns()) > kMostFeatures ||
-      !std::all_of(weight.begin(), weight.end(), contiguous_columns) ||
-      !std::all_of(bias.begin(), bias.end(), contiguous_columns)) {
+  if (!sixteen_bits(out.dtype()) || weight.size() > FewRowsParams::kMostModalities ||
+      out.rows() > kMostFewRows || std::max(input.columns(), out.columns()) > kMostFeatures ||
+      !all_contiguous(weight) || !all_contiguous(bias)) {
     return false;
   }
   const CudaBackend backend(weight[0]);
@@ -47,11 +51,49 @@ bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& wei
   return true;
 }
 
+bool grouped(const GroupedProduct& product) {
+  using Kind = GroupedProduct::Kind;
+  const auto& [kind, x, y, weight, bias, boundaries, offsets] = product;
+  const bool input_wanted = kind == Kind::kGradInput || kind == Kind::kAddGradInput;
+  const bool by_rows = all_contiguous(weight);
+  const auto by_columns = [](const Tensor& matrix) { return matrix.stride(0) == 1; };
+  if (!sixteen_bits(y.dtype()) || weight.size() > GroupedGemmParams::kMostGroups || y.rows() > INT32_MAX ||
+      std::max(x.columns(), y.columns()) > kMostFeatures || !all_contiguous(bias) ||
+      (!by_rows && !std::all_of(weight.begin(), weight.end(), by_columns))) {
+    return false;
+  }
+  const MatrixView &left = input_wanted ? y : x, &right = input_wanted ? x : y;
+  GroupedGemmParams params;
+  params.type = kernel_type("grouped_linear", weight[0], y.dtype());
+  params.result =
+      kind == Kind::kGradWeight ? GroupedGemmParams::Result::kMatrix : GroupedGemmParams::Result::kRight;
+  params.rows = static_cast<int32_t>(y.rows());
+  params.groups = static_cast<int32_t>(weight.size());
+  params.left = left.readable();
+  params.right = right.writable();
+  params.left_columns = static_cast<int32_t>(left.columns());
+  params.right_columns = static_cast<int32_t>(right.columns());
+  params.transposed = by_rows == input_wanted;
+  params.add = kind == Kind::kAddGradInput;
+  params.offsets = boundaries.empty() ? offsets->const_data_ptr<int32_t>() : nullptr;
+  for (size_t m = 0; m < boundaries.size(); ++m) params.begin[m] = static_cast<int32_t>(boundaries[m]);
+  for (size_t m = 0; m < weight.size(); ++m) {
+    params.matrix[m] = const_cast<void*>(weight[m].const_data_ptr());
+    params.matrix_stride[m] = weight[m].stride(by_rows ? 0 : 1);
+    if (kind == Kind::kForward && !bias.empty()) params.bias[m] = bias[m].const_data_ptr();
+  }
+  const CudaBackend backend(weight[0]);
+  if (!grouped_gemm_supports(params)) return false;
+  backend.run(params);
+  return true;
+}
+
 }  // namespace
 
 const Products& CudaBackend::products() {
-  static const Products functions{aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out, multiply_by_cublas,
-                                  few_rows, &device_products()};
+  static const Products functions{
+      aoti_torch_cuda_mm_out, aoti_torch_cuda_addmm_out, multiply_by_cublas, few_rows, grouped,
+      &device_products()};
   return functions;
 }
 

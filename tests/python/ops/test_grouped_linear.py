@@ -19,6 +19,8 @@ VARIATIONS = {
     "one feature out": {"out_features": 1},
     "aligned": {"in_features": 64, "out_features": 32},
     "odd": {"in_features": 33, "out_features": 35},
+    "many rows": {"batch": 2, "length": 700, "in_features": 72, "out_features": 136},
+    "many features in": {"batch": 2, "length": 150, "in_features": 1032, "out_features": 24},
     "one modality": {"modalities": 1},
     "one modality, no padding": {"modalities": 1, "padding": False},
     "four modalities, one empty": {"modalities": 4},
@@ -56,17 +58,20 @@ def test_matches_definition_in_double(variation):
 
 
 @pytest.mark.parametrize("strides", STRIDES)
+@pytest.mark.parametrize("sizes", [{}, {"length": 90, "in_features": 64, "out_features": 32}], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_strides(device, dtype, strides, host):
-    arguments = linear_arguments(batch=3, strides=strides, dtype=dtype, device=device, host=host)
+def test_strides(device, dtype, sizes, strides, host):
+    arguments = linear_arguments(batch=3, strides=strides, dtype=dtype, device=device, host=host, **sizes)
     assert_matches(run(mom.grouped_linear, arguments), truth("grouped_linear", arguments), **tolerance(dtype))
 
 
-def test_strided_weights(device, host):
-    arguments = linear_arguments(device=device, host=host)
-    expected = run(mom.grouped_linear, arguments)
-    arguments["weight"] = [w.T.contiguous().T for w in arguments["weight"]]
-    assert_matches(run(mom.grouped_linear, arguments), expected, arithmetic=1e-6)
+@pytest.mark.parametrize("layout", [lambda w: w.T.contiguous().T, lambda w: torch.cat([w, w], 1)[:, : w.shape[1]]])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_strided_weights(device, dtype, layout, host):
+    sizes = {"batch": 3, "length": 90, "in_features": 64, "out_features": 32}
+    arguments = linear_arguments(dtype=dtype, device=device, host=host, **sizes)
+    arguments["weight"] = [layout(w) for w in arguments["weight"]]
+    assert_matches(run(mom.grouped_linear, arguments), truth("grouped_linear", arguments), **TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(74, 12), (2, 37, 12), (2, 1, 37, 12)], ids=str)

@@ -55,6 +55,9 @@ __device__ __forceinline__ void fetch_tile(uint32_t to, const CUtensorMap& map, 
       : "memory");
 }
 
+// What this thread has written to shared memory is there for the copy engine and the tensor cores.
+__device__ __forceinline__ void show_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }

@@ -158,4 +158,11 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T, kCount>& pack) {
   }
 }
 
+// 16 bytes to global memory in one access, as a plain store of them is not always.
+__device__ __forceinline__ void store_word(void* to, const uint4& word) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
+               "r"(word.w)
+               : "memory");
+}
+
 }  // namespace mixture_of_mamba

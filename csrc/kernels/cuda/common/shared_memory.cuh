@@ -57,4 +57,21 @@ __device__ __forceinline__ void load_shared(uint32_t at, float (&to)[kCount]) {
   }
 }
 
+__device__ __forceinline__ uint4 load_word(uint32_t at) {
+  uint4 word;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+               : "r"(at)
+               : "memory");
+  return word;
+}
+
+// Four matrices of 8 x 8 16-bit elements, of which lane l holds the elements 2 (l % 4) and the next of row l
+// / 4. Lane l gives the address of row l % 8 of matrix l / 8. Compute capability 9.0 and up.
+__device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+
 }  // namespace mixture_of_mamba

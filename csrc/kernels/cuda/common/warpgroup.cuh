@@ -7,8 +7,9 @@
 #include <cstdint>
 
 // Matrix products of a warpgroup (four warps), operands in shared memory: sums += left right^T, both as the
-// copy engine lays them with 128-byte swizzling, rows of 64 16-bit elements, 8 rows to 1024 bytes. Compute
-// capability 9.0 alone ("sm_90a").
+// copy engine lays them with 128-byte swizzling, rows of 64 16-bit elements, 8 rows to 1024 bytes. An operand
+// may also lie across: its columns, over which the product adds up, are the tile's rows. Compute capability
+// 9.0 alone ("sm_90a").
 
 namespace mixture_of_mamba::warpgroup {
 
@@ -16,10 +17,12 @@ constexpr int kRows = 64;       // of the left operand
 constexpr int kColumns = 16;    // of both, in one instruction
 constexpr int kRowBytes = 128;  // of a tile's row, the span of the swizzle
 
-// A tile for the instruction: its address, the distance between groups of 8 rows, the swizzle.
-__device__ __forceinline__ uint64_t operand(uint32_t address) {
+// A tile for the instruction: its address, the distance between groups of 8 rows, the swizzle; of one that
+// lies across, also the distance between its spans of 64.
+__device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t span_distance = 16) {
   constexpr uint64_t kUnit = 16;
-  return (address & 0x3FFFF) / kUnit | uint64_t{1} << 16 | 8 * kRowBytes / kUnit << 32 | uint64_t{1} << 62;
+  return (address & 0x3FFFF) / kUnit | span_distance / kUnit << 16 | 8 * kRowBytes / kUnit << 32 |
+         uint64_t{1} << 62;
 }
 
 __device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -30,10 +33,31 @@ __device__ __forceinline__ void wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// sums += left [64, 16] right [kN, 16]^T. Lane l of warp w has the sums of left row 16 w + l / 4 + 8 b and
-// right row 8 j + l % 4 * 2 + a in sums[4 j + 2 b + a]. They may be touched after begin() and wait<0>() only.
-template <typename T, int kN>
-__device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, uint64_t right);
+// Of the threads of a warpgroup alone; each has a number from 1 to 15.
+__device__ __forceinline__ void barrier(int number) {
+  asm volatile("bar.sync %0, 128;" ::"r"(number) : "memory");
+}
+
+// Registers of every thread of a warpgroup, that others have given up; a multiple of 8.
+template <int kCount>
+__device__ __forceinline__ void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// sums += left [64, 16] right [kN, 16]^T, or = where not `add`. Lane l of warp w has the sums of left row 16
+// w + l / 4 + 8 b and right row 8 j + l % 4 * 2 + a in sums[4 j + 2 b + a]. They may be touched after begin()
+// and wait<0>() only.
+template <typename T, int kN, bool kLeftAcross, bool kRightAcross>
+struct Multiply;
+template <typename T, int kN, bool kLeftAcross = false, bool kRightAcross = false>
+__device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, uint64_t right,
+                                         bool add = true) {
+  Multiply<T, kN, kLeftAcross, kRightAcross>::run(sums, left, right, add);
+}
 
 #define MOM_LIST_0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define MOM_LIST_1 "%8, %9, %10, %11, %12, %13, %14, %15"
@@ -56,24 +80,28 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, u
 #define MOM_SUMS_64 MOM_SUMS_32, MOM_SUMS_8(16), MOM_SUMS_8(24)
 #define MOM_SUMS_96 MOM_SUMS_64, MOM_SUMS_8(32), MOM_SUMS_8(40)
 #define MOM_SUMS_128 MOM_SUMS_96, MOM_SUMS_8(48), MOM_SUMS_8(56)
-// n: right rows; left, right: the numbers of these operands, behind the n / 2 sums.
-#define MOM_MULTIPLY(type, cuda_type, n, left_at, right_at)                                         \
-  template <>                                                                                       \
-  __device__ __forceinline__ void multiply<cuda_type, n>(float(&sums)[n / 2], uint64_t left,        \
-                                                         uint64_t right) {                          \
-    asm volatile("{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
-                 "k16.f32." type "." type " {" MOM_LIST_##n "}, %" #left_at ", %" #right_at         \
-                                                            ", add, 1, 1, 0, 0;\n}"                 \
-                 : MOM_SUMS_##n                                                                     \
-                 : "l"(left), "l"(right));                                                          \
-  }
+// n: right rows; left, right, ...: the numbers of these operands, behind the n / 2 sums.
+#define MOM_MULTIPLY(type, cuda_type, n, left_at, right_at, add_at, left_across_at, right_across_at)       \
+  template <bool kLeftAcross, bool kRightAcross>                                                           \
+  struct Multiply<cuda_type, n, kLeftAcross, kRightAcross> {                                               \
+    static __device__ __forceinline__ void run(float (&sums)[n / 2], uint64_t left, uint64_t right,        \
+                                               int add) {                                                  \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #add_at                                        \
+                   ", 0;\n"                                                                                \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" MOM_LIST_##n       \
+                   "}, %" #left_at ", %" #right_at ", add, 1, 1, %" #left_across_at ", %" #right_across_at \
+                   ";\n}"                                                                                  \
+                   : MOM_SUMS_##n                                                                          \
+                   : "l"(left), "l"(right), "r"(add), "n"(int{kLeftAcross}), "n"(int{kRightAcross}));      \
+    }                                                                                                      \
+  };
 #define MOM_MULTIPLY_TYPES(...) \
   MOM_MULTIPLY("bf16", __nv_bfloat16, __VA_ARGS__) MOM_MULTIPLY("f16", __half, __VA_ARGS__)
-MOM_MULTIPLY_TYPES(16, 8, 9)
-MOM_MULTIPLY_TYPES(32, 16, 17)
-MOM_MULTIPLY_TYPES(64, 32, 33)
-MOM_MULTIPLY_TYPES(96, 48, 49)
-MOM_MULTIPLY_TYPES(128, 64, 65)
+MOM_MULTIPLY_TYPES(16, 8, 9, 10, 11, 12)
+MOM_MULTIPLY_TYPES(32, 16, 17, 18, 19, 20)
+MOM_MULTIPLY_TYPES(64, 32, 33, 34, 35, 36)
+MOM_MULTIPLY_TYPES(96, 48, 49, 50, 51, 52)
+MOM_MULTIPLY_TYPES(128, 64, 65, 66, 67, 68)
 #undef MOM_MULTIPLY_TYPES
 #undef MOM_MULTIPLY
 #undef MOM_SUMS_128
