@@ -94,11 +94,17 @@ __device__ __forceinline__ void fetch_all(const Params& params, const Walk<kForm
   if (lane == 0) fetch<kForm>(params, Tile{-1}, ring);
 }
 
-// The tile whose first stage comes next.
+// By a warp: the tile whose first stage comes next. One lane reads it, the one that gives the slot back.
 __device__ __forceinline__ Tile next_tile(const Ring& ring) {
   wait_for_phase(ring.full + 8 * ring.slot, ring.parity);
-  const Tile tile = ring.tiles[ring.slot];
-  __syncwarp();  // a lane that gives the slot back does so for all
+  Tile tile = {};
+  if (threadIdx.x % 32 == 0) tile = ring.tiles[ring.slot];
+  static_assert(sizeof(Tile) % sizeof(int) == 0, "a row of integers");
+#pragma unroll
+  for (size_t i = 0; i < sizeof(Tile) / sizeof(int); ++i) {
+    int& field = reinterpret_cast<int*>(&tile)[i];
+    field = __shfl_sync(~0u, field, 0);
+  }
   return tile;
 }
 
