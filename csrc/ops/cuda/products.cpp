@@ -12,7 +12,9 @@ namespace mixture_of_mamba::ops {
 namespace {
 
 constexpr int64_t kMostFeatures = int64_t{1} << 24;
-constexpr int64_t kMostFewRows = 1024;  // looked at no further
+// Of all modalities. On the device a modality may have all of them, and the products of groups are faster
+// then.
+constexpr int64_t kMostFewRows = 1024, kMostFewRowsOnDevice = 256;
 
 bool contiguous_columns(const Tensor& tensor) { return tensor.stride(tensor.dim() - 1) == 1; }
 
@@ -25,8 +27,9 @@ bool sixteen_bits(Dtype dtype) { return dtype == Dtype::BFloat16 || dtype == Dty
 bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
               const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) {
   if (!sixteen_bits(out.dtype()) || weight.size() > FewRowsParams::kMostModalities ||
-      out.rows() > kMostFewRows || std::max(input.columns(), out.columns()) > kMostFeatures ||
-      !all_contiguous(weight) || !all_contiguous(bias)) {
+      out.rows() > (boundaries.empty() ? kMostFewRowsOnDevice : kMostFewRows) ||
+      std::max(input.columns(), out.columns()) > kMostFeatures || !all_contiguous(weight) ||
+      !all_contiguous(bias)) {
     return false;
   }
   const CudaBackend backend(weight[0]);
