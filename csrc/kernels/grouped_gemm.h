@@ -13,7 +13,8 @@ struct CUstream_st;
 namespace mixture_of_mamba {
 
 // A group g owns the rows begin[g] .. begin[g + 1]; x is left, [rows, left_columns], y is right, [rows,
-// right_columns]. In a 16-bit type with sums in float32, in an order that depends on the sizes alone.
+// right_columns]. In a 16-bit type with sums in float32, in an order that depends on the sizes and the device
+// alone.
 //   kRight    y[r] = W[g] x[r] + bias[g]; rows behind the last group become 0. With `add`, y[r] += W[g] x[r]
 //   kMatrix   W[g] = sum over rows of g: y[r] x[r]^T; 0 where there are none
 struct GroupedGemmParams {

@@ -10,8 +10,8 @@
 // grouped_linear: y[rows of m] = x[rows of m] @ weight[m].T + bias[m]; padding rows are 0.
 //
 // With row boundaries known on the host (CPU tensors, or host_offsets) it is a loop of torch's own GEMMs on
-// row ranges, and of few rows one launch of a kernel of our own. Without, everything stays on the device: see
-// cuda/device_products.cpp.
+// row ranges. Without, everything stays on the device: see cuda/device_products.cpp. Where kernels of our own
+// serve, it is one launch of one of them, wherever the boundaries are.
 
 namespace mixture_of_mamba::ops {
 

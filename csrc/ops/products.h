@@ -8,9 +8,10 @@
 #include "kernels/few_rows.h"
 #include "ops/matrix_view.h"
 
-// Matrix products of torch's own libraries on parts of tensors, but of few rows our own. They are called
-// below the dispatcher (C shims of the stable ABI): a projection per modality is many small calls, and a
-// dispatched one costs the host several times as much.
+// Matrix products: those of all modalities at once by kernels of our own, where they serve, else torch's own
+// libraries on parts of tensors. These are called below the dispatcher (C shims of the stable ABI): a
+// projection per modality is many small calls then, and a dispatched one costs the host several times as
+// much.
 
 namespace mixture_of_mamba::ops {
 

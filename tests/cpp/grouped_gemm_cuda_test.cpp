@@ -6,6 +6,7 @@
 #include "catch.h"
 #include "cuda_device.h"
 #include "device.h"
+#include "kernels/cuda/device_info.h"
 #include "tokens.h"
 
 // Products of groups of rows. The kernels exist for a GPU of compute capability 9.0 only.
@@ -64,14 +65,30 @@ struct Problem {
     }
     p.rows = p.offsets.back() + (random.chance(2) ? random.below(most + 1) : 0);
     p.rows = std::max(p.rows, 1);
-    p.left = random.normal(int64_t{p.rows} * p.left_columns, 0, 1, p.type);
-    p.right = random.normal(int64_t{p.rows} * p.right_columns, 0, 1, p.type);
-    for (int g = 0; g < p.groups; ++g) {
-      p.has_bias.push_back(right && !p.add && random.chance(2));
-      p.matrix.push_back(random.normal(int64_t{p.right_columns} * p.left_columns, 0, 1, p.type));
-      p.bias.push_back(random.normal(p.right_columns, 0, 1, p.type));
-    }
+    p.fill(random);
     return p;
+  }
+
+  static Problem of(Random& random, Result result, bool transposed, const std::vector<int32_t>& rows,
+                    int left_columns, int right_columns) {
+    Problem p;
+    p.type = ScalarType::kBFloat16, p.result = result, p.transposed = transposed, p.add = p.on_device = false;
+    p.left_columns = left_columns, p.right_columns = right_columns, p.groups = rows.size(), p.gap = 0;
+    p.offsets = {0};
+    for (const int32_t count : rows) p.offsets.push_back(p.offsets.back() + count);
+    p.rows = p.offsets.back();
+    p.fill(random);
+    return p;
+  }
+
+  void fill(Random& random) {
+    left = random.normal(int64_t{rows} * left_columns, 0, 1, type);
+    right = random.normal(int64_t{rows} * right_columns, 0, 1, type);
+    for (int g = 0; g < groups; ++g) {
+      has_bias.push_back(result == Result::kRight && !add && random.chance(2));
+      matrix.push_back(random.normal(int64_t{right_columns} * left_columns, 0, 1, type));
+      bias.push_back(random.normal(right_columns, 0, 1, type));
+    }
   }
 
   std::string describe() const {
@@ -167,9 +184,18 @@ struct Problem {
   }
 };
 
+// Whether this device has the kernels; where it must, they are there.
+bool served() {
+  const bool yes = grouped_gemm_supports(smallest());
+#ifdef MOM_SM90A
+  REQUIRE(yes == (compute_capability_cuda() == 90));
+#endif
+  return yes;
+}
+
 template <typename Check>
 void for_random_problems(const Check& check) {
-  if (!grouped_gemm_supports(smallest())) return;
+  if (!served()) return;
   for (int i = 0; i < random_cases(); ++i) {
     Random random(i);
     const Problem problem = Problem::random(random);
@@ -188,6 +214,34 @@ TEST_CASE("a group's rows meet its matrix", "[grouped_gemm]") {
     CHECK(bitwise_mismatch(problem.run(problem.offsets), got) == "");
     CHECK(bitwise_mismatch(other.run(problem.offsets), got) == "");
   });
+}
+
+TEST_CASE("many tiles, and deep ones", "[grouped_gemm]") {
+  if (!served()) return;
+  struct Sizes {
+    const char* meant_for;  // on 132 multiprocessors
+    Result result;
+    std::vector<int32_t> rows;
+    int left_columns, right_columns;
+  };
+  const Sizes all[] = {{"three tiles in a unit", Result::kRight, {2816, 40, 60}, 136, 1408},
+                       {"two tiles of three stages a block", Result::kRight, {2816, 40, 60}, 136, 2816},
+                       {"clusters of 2", Result::kRight, {1000, 700}, 4096, 896},
+                       {"clusters of 3", Result::kRight, {900, 600}, 4096, 640},
+                       {"clusters of 8", Result::kRight, {300, 0, 200}, 4096, 160},
+                       {"three tiles of four stages a block", Result::kMatrix, {200, 0, 150}, 1408, 2816}};
+  for (const Sizes& sizes : all) {
+    for (const bool transposed : {false, true}) {
+      if (transposed && sizes.result == Result::kMatrix) continue;
+      Random random(sizes.right_columns);
+      const Problem problem =
+          Problem::of(random, sizes.result, transposed, sizes.rows, sizes.left_columns, sizes.right_columns);
+      INFO(sizes.meant_for << ": " << problem.describe());
+      const Outputs got = problem.run(problem.offsets);
+      for (size_t i = 0; i < got.size(); ++i) problem.check(got[i], i, random);
+      CHECK(bitwise_mismatch(problem.run(problem.offsets), got) == "");
+    }
+  }
 }
 
 TEST_CASE("what is not a group's does not reach it, not even NaN", "[grouped_gemm]") {
@@ -223,14 +277,17 @@ TEST_CASE("boundaries of groups that nobody honest would send harm no memory", "
   for_random_problems([](Problem problem, Random& random) {
     problem.on_device = true;
     std::vector<int32_t> garbage = problem.offsets;
-    for (int32_t& boundary : garbage) boundary = random.hostile(problem.rows);
+    // Some within the rows, but in no order.
+    for (int32_t& boundary : garbage) {
+      boundary = random.chance(2) ? random.below(problem.rows + 1) : random.hostile(problem.rows);
+    }
     problem.run(garbage);
   });
 }
 
 TEST_CASE("products that are not of 16 bits in whole words are left to others", "[grouped_gemm]") {
   const GroupedGemmParams p = smallest();
-  if (!grouped_gemm_supports(p)) return;
+  if (!served()) return;
   const auto refused = [&](auto change) {
     GroupedGemmParams other = p;
     change(other);
@@ -253,6 +310,10 @@ TEST_CASE("products that are not of 16 bits in whole words are left to others", 
   CHECK(refused([](GroupedGemmParams& q) { q.rows = 2, q.left.stride = 0; }));
   CHECK(refused([](GroupedGemmParams& q) { q.matrix_stride[0] = 9; }));
   CHECK(refused([](GroupedGemmParams& q) { q.groups = GroupedGemmParams::kMostGroups + 1; }));
+  CHECK(refused([](GroupedGemmParams& q) { q.groups = 0; }));
+  CHECK(refused([](GroupedGemmParams& q) {
+    q.result = Result::kMatrix, q.transposed = true, q.left_columns = q.left.stride = 16;
+  }));
   CHECK(
       refused([](GroupedGemmParams& q) { q.rows = INT32_MAX, q.right_columns = q.right.stride = 1 << 24; }));
 }

@@ -21,7 +21,7 @@ bool grouped_gemm_supports(const GroupedGemmParams& p) {
            tensor_map_serves(rows, columns, stride);
   };
   bool ok = (p.type == ScalarType::kBFloat16 || p.type == ScalarType::kFloat16) && p.rows > 0 &&
-            p.groups <= GroupedGemmParams::kMostGroups;
+            p.groups > 0 && p.groups <= GroupedGemmParams::kMostGroups;
   for (const int32_t columns : {p.left_columns, p.right_columns}) {
     ok = ok && columns > 0 && columns <= kMostColumns && columns % word == 0;
   }
@@ -30,8 +30,9 @@ bool grouped_gemm_supports(const GroupedGemmParams& p) {
        ceil_div(p.left_columns, 64) * ceil_div(p.right_columns, 64) * p.groups <= kMostPieces &&
        fits(p.left.data, p.rows, p.left_columns, p.left.stride) &&
        fits(p.right.data, p.rows, p.right_columns, p.right.stride);
-  const int32_t rows = p.transposed ? p.left_columns : p.right_columns;
-  const int32_t columns = p.transposed ? p.right_columns : p.left_columns;
+  const bool transposed = p.transposed && p.result == GroupedGemmParams::Result::kRight;
+  const int32_t rows = transposed ? p.left_columns : p.right_columns;
+  const int32_t columns = transposed ? p.right_columns : p.left_columns;
   for (int g = 0; ok && g < p.groups; ++g) {
     ok = fits(p.matrix[g], rows, columns, p.matrix_stride[g]) && is_aligned_to(p.bias[g], kWordBytes);
   }

@@ -25,30 +25,33 @@ namespace mixture_of_mamba::grouped_gemm {
 constexpr int kWarpgroups = 2;  // that multiply
 constexpr int kThreads = 128 * (kWarpgroups + 1);
 constexpr int kSpan = warpgroup::kRowBytes / 2;  // columns of a stage
-constexpr int kRows = 256, kColumns = 128;       // of a tile
-constexpr int kPart = warpgroup::kRows;          // rows that are multiplied or not
-constexpr int kPartsOfTile = kRows / kPart, kParts = kPartsOfTile / kWarpgroups;
+constexpr int kTileRows = 256, kTileColumns = 128;
+constexpr int kPart = warpgroup::kRows;  // rows that are multiplied or not
+constexpr int kPartsOfTile = kTileRows / kPart, kParts = kPartsOfTile / kWarpgroups;
 constexpr int kPartBytes = kPart * warpgroup::kRowBytes;  // of a stage; as many as of a span that lies across
 static_assert(kPart == kSpan, "they are squares");
-constexpr int kLeftBytes = kRows * warpgroup::kRowBytes, kRightBytes = kColumns * warpgroup::kRowBytes;
+constexpr int kLeftBytes = kTileRows * warpgroup::kRowBytes,
+              kRightBytes = kTileColumns * warpgroup::kRowBytes;
 constexpr int kStageBytes = kLeftBytes + kRightBytes, kStages = 4;
 constexpr int kOutRows = 16, kOutColumns = kSpan;                            // that a warp stores at once
 constexpr int kOutBytes = kOutRows * warpgroup::kRowBytes, kOutBuffers = 2;  // of a warp, taken in turn
 constexpr int kAlignment = 1024;
 constexpr int kRingBytes = kStages * kStageBytes;
 constexpr int kSharedBytes = kRingBytes + 4 * kWarpgroups * kOutBuffers * kOutBytes + kAlignment;
-constexpr int kSumStride = kColumns + 4;  // floats: the lanes of a store meet no bank twice
-static_assert(kRows * kSumStride * 4 <= kRingBytes, "sums of a cluster lie where the ring was");
+constexpr int kSumStride = kTileColumns + 4;  // floats: the lanes of a store meet no bank twice
+static_assert(kTileRows * kSumStride * 4 <= kRingBytes, "sums of a cluster lie where the ring was");
 constexpr int kMostBlocks = 8;  // of a cluster
 constexpr unsigned kBand = 8;   // tiles of rows that are walked beside each other, for the L2 cache
 
 // What lies how.
 enum class Form {
-  kRows,        // rows times rows: y = x W^T
-  kTransposed,  // the matrix is transposed: y = x W
-  kOverRows,    // both lie across: W = y^T x
+  kAlong,       // rows lie along what is summed over: y = x W^T
+  kTransposed,  // the matrix lies across: y = x W
+  kOverRows,    // both do: W = y^T x
 };
 
+// The operands of the tiles: left those of their rows, right those of their columns. Where sums run over rows
+// that is y and x, otherwise x and the matrices.
 struct Params {
   GroupedGemmParams problem;
   CUtensorMap left, part_of_left;                     // by the rows of a tile, of a part
@@ -90,7 +93,7 @@ struct Tile {
   int count;             // of such tiles, one beside the other
 
   // What is multiplied.
-  __device__ int parts() const { return min((rows + kPart - 1) / kPart, kPartsOfTile); }
+  __device__ int parts() const { return (min(rows, kTileRows) + kPart - 1) / kPart; }
 };
 
 // Units of work: a tile, whole ones first, or those that sum over most rows. Of tiles that are not whole two
@@ -103,9 +106,9 @@ class Walk {
   // blocks: of a round; 0: every tile is a unit
   __device__ Walk(const GroupedGemmParams& p, const Groups& groups, unsigned blocks)
       : p_(p), groups_(groups) {
-    columns_ = ceil(kOverRows ? p.left_columns : p.right_columns, kColumns);
+    columns_ = ceil(kOverRows ? p.left_columns : p.right_columns, kTileColumns);
     if constexpr (kOverRows) {
-      rows_ = ceil(p.right_columns, kRows);
+      rows_ = ceil(p.right_columns, kTileRows);
       whole_ = units_ = rows_ * columns_ * p.groups;
     } else {
       rows_ = 0;
@@ -116,7 +119,7 @@ class Walk {
       most_tiles_ = 1;
       while (most_tiles_ <= kMostTilesOfUnit && units_of_rest() > space) ++most_tiles_;
       if (most_tiles_ > kMostTilesOfUnit) most_tiles_ = 1;
-      units_ = whole_ + units_of_rest() + (p.add ? 0 : ceil(groups.rows(p.groups), kRows)) * columns_;
+      units_ = whole_ + units_of_rest() + (p.add ? 0 : ceil(groups.rows(p.groups), kTileRows)) * columns_;
     }
   }
 
@@ -128,8 +131,8 @@ class Walk {
       const unsigned of_group = rows_ * columns_;
       const int group = groups_.by_size[unit / of_group];
       const Place at = place(unit % of_group);
-      const int first = groups_.begin[group], end = first + groups_.rows(group), row = at.row * kRows;
-      const int stages = ceil(end - first, kSpan), column = at.column * kColumns;
+      const int first = groups_.begin[group], end = first + groups_.rows(group), row = at.row * kTileRows;
+      const int stages = ceil(end - first, kSpan), column = at.column * kTileColumns;
       return {group, row, column, p_.right_columns - row, stages, first, end, 1};
     }
     int group = 0;
@@ -182,10 +185,10 @@ class Walk {
   }
 
   __device__ Tile tile(int group, unsigned row, unsigned column, unsigned count) const {
-    const int depth = group < p_.groups ? p_.left_columns : 0, first = row * kRows;
+    const int depth = group < p_.groups ? p_.left_columns : 0, first = row * kTileRows;
     return {group,
             groups_.begin[group] + first,
-            static_cast<int>(column * kColumns),
+            static_cast<int>(column * kTileColumns),
             groups_.rows(group) - first,
             static_cast<int>(ceil(depth, kSpan)),
             0,

@@ -45,11 +45,11 @@ __device__ __forceinline__ void fetch_left(const Params& params, const Tile& til
 template <Form kForm>
 __device__ __forceinline__ void fetch_right(const CUtensorMap& map, int column, int depth, uint32_t to,
                                             uint32_t full) {
-  if constexpr (kForm == Form::kRows) {
+  if constexpr (kForm == Form::kAlong) {
     fetch_tile(to, map, depth, column, full, Keep::kLong);
   } else {
 #pragma unroll
-    for (int i = 0; i < kColumns / kSpan; ++i) {
+    for (int i = 0; i < kTileColumns / kSpan; ++i) {
       fetch_tile(to + i * kPartBytes, map, column + i * kSpan, depth, full, Keep::kLong);
     }
   }
@@ -87,7 +87,7 @@ __device__ __forceinline__ void fetch_all(const Params& params, const Walk<kForm
     __syncwarp();
     for (int i = 0; lane == 0 && i < 32 && found[i].group >= 0; ++i) {
       Tile tile = found[i];
-      for (int j = 0; j < tile.count; ++j, tile.column += kColumns) fetch<kForm>(params, tile, ring);
+      for (int j = 0; j < tile.count; ++j, tile.column += kTileColumns) fetch<kForm>(params, tile, ring);
     }
     __syncwarp();
   }

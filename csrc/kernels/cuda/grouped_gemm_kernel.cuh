@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_gemm_kernel(const __grid_
   const uint32_t shared = (shared_address(memory) + kAlignment - 1) / kAlignment * kAlignment;
   Ring ring{shared, shared_address(barriers), shared_address(barriers + kStages), tiles};
   begin_block(params.problem, ring, groups);
-  const int warpgroup = threadIdx.x / 128;
-  if (warpgroup == kWarpgroups) {
+  const int role = threadIdx.x / 128;  // a warpgroup that multiplies, or the last one
+  if (role == kWarpgroups) {
     warpgroup::fewer_registers<56>();
     const Walk<kForm> walk(params.problem, groups, gridDim.x);
     wait_for_previous();
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_gemm_kernel(const __grid_
   } else {
     warpgroup::more_registers<224>();
     wait_for_previous();
-    Multiplier<T, kForm, kMore> multiplier(params, warpgroup,
+    Multiplier<T, kForm, kMore> multiplier(params, role,
                                            shared + kRingBytes + threadIdx.x / 32 * kOutBuffers * kOutBytes);
     for (Tile tile; (tile = next_tile(ring)).group >= 0;) {
       if (multiplier.multiply(tile, ring)) multiplier.store(tile);
@@ -55,7 +55,7 @@ __device__ __forceinline__ void add_up(const GroupedGemmParams& p, const Tile& t
                                        uint32_t sums) {
   constexpr int kWord = 4, kAtOnce = 2;
   const auto result = Result<T>::template of<kForm>(p, tile);
-  const int columns = min(result.columns, kColumns) / kWord, words = min(tile.rows, kRows) * columns;
+  const int columns = min(result.columns, kTileColumns) / kWord, words = min(tile.rows, kTileRows) * columns;
   const int step = kThreads * blocks;
   const auto store = [&](int row, int column, float(&values)[kWord]) {
     if (const T* const more = kForm == Form::kOverRows ? nullptr : result.addend(p, tile, row);
@@ -108,19 +108,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   Tile own = tile;
   own.depth += tile.stages * rank / blocks * kSpan;
   own.stages = tile.stages * (rank + 1) / blocks - tile.stages * rank / blocks;
-  const int warpgroup = threadIdx.x / 128;
-  if (warpgroup == kWarpgroups) {
+  const int role = threadIdx.x / 128;  // a warpgroup that multiplies, or the last one
+  if (role == kWarpgroups) {
     if (threadIdx.x == 128 * kWarpgroups) fetch<kForm>(params, own, ring);
     __syncwarp();
     __syncthreads();
   } else {
-    Multiplier<T, kForm, false> multiplier(params, warpgroup, 0);
+    Multiplier<T, kForm, false> multiplier(params, role, 0);
     const bool some = multiplier.multiply(own, ring);
     __syncthreads();  // the ring has been read
     if (some) multiplier.lay_out_sums(own, shared);
   }
   cluster_barrier();
   add_up<T, kForm>(p, tile, blocks, shared);
+  __syncwarp();
   cluster_barrier();  // nobody leaves while others read
 }
 

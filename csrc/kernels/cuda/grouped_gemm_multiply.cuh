@@ -37,8 +37,8 @@ struct Result {
 // A warp of those that multiply. kMore: there may be a bias, or something that the result is added to.
 template <typename T, Form kForm, bool kMore>
 struct Multiplier {
-  static constexpr bool kOverRows = kForm == Form::kOverRows, kRightAcross = kForm != Form::kRows;
-  static constexpr int kSums = kColumns / 2;
+  static constexpr bool kOverRows = kForm == Form::kOverRows, kRightAcross = kForm != Form::kAlong;
+  static constexpr int kSums = kTileColumns / 2;
   const Params& params;
   const int index;     // of the warpgroup
   const uint32_t out;  // address of what this warp stores
@@ -66,7 +66,7 @@ struct Multiplier {
   // Rows of the last stage that belong to others, of what this warpgroup reads; of the right operand that is
   // what the other one reads too, and clears as well.
   __device__ void clear_rows(const Ring& ring, int first) const {
-    constexpr int kWord = 16, kTiles = kParts + kColumns / kSpan;
+    constexpr int kWord = 16, kTiles = kParts + kTileColumns / kSpan;
     const int words = (kSpan - first) * warpgroup::kRowBytes / kWord;
     for (int i = thread(); i < kTiles * words; i += 128) {
       const int tile = i / words;
@@ -89,7 +89,7 @@ struct Multiplier {
 #pragma unroll
       for (int part = 0; part < kMultiplied; ++part) {
         const uint32_t at = left + part * kPartBytes + columns_from(kOverRows, k);
-        warpgroup::multiply<T, kColumns, kOverRows, kRightAcross>(
+        warpgroup::multiply<T, kTileColumns, kOverRows, kRightAcross>(
             sums[part], warpgroup::operand(at, kPartBytes), right, add || k > 0);
       }
     }
@@ -103,6 +103,7 @@ struct Multiplier {
     for (int stage = 0; stage < tile.stages; ++stage, ring.advance()) {
       wait_for_phase(ring.full + 8 * ring.slot, ring.parity);
       if constexpr (kMultiplied == 0) {
+        __syncwarp();  // nobody is left behind
         release(ring, ring.slot);
       } else {
         if constexpr (kOverRows) {
@@ -190,7 +191,7 @@ struct Multiplier {
       const int rows = tile.rows - first_row(part);
       if (rows <= 0) break;
 #pragma unroll
-      for (int column = 0; column < kColumns; column += kOutColumns) {
+      for (int column = 0; column < kTileColumns; column += kOutColumns) {
         const uint32_t buffer = out + column / kOutColumns % kOutBuffers * kOutBytes;
         lay_out(tile, result, part, column, buffer);
         __syncwarp();
@@ -214,7 +215,7 @@ struct Multiplier {
       for (int half = 0; half < 2; ++half) {
         const int row = first_row(part) + 8 * half + lane() / 4;
 #pragma unroll
-        for (int column = 0; column < kColumns; column += 8) {
+        for (int column = 0; column < kTileColumns; column += 8) {
           const float2 two = pair(part, half, column);
           const float values[] = {two.x, two.y};
           store_shared(to + 4 * (row * kSumStride + column + lane() % 4 * 2), values);

@@ -14,33 +14,35 @@ namespace {
 
 // As many as there can be: the host may not know the boundaries.
 int64_t most_tiles(const GroupedGemmParams& p, bool over_rows) {
-  if (over_rows) return ceil_div(p.right_columns, kRows) * ceil_div(p.left_columns, kColumns) * p.groups;
-  return (p.rows / kRows + std::min(p.groups, p.rows) + 1) * ceil_div(p.right_columns, kColumns);
+  if (over_rows)
+    return ceil_div(p.right_columns, kTileRows) * ceil_div(p.left_columns, kTileColumns) * p.groups;
+  return (p.rows / kTileRows + std::min(p.groups, p.rows) + 1) * ceil_div(p.right_columns, kTileColumns);
 }
 
 // Of so many blocks each, that run at the same time.
-int64_t clusters_at_once(int blocks) {
+int64_t clusters_at_once(int64_t multiprocessors, int blocks) {
   // Of the multiprocessors that share what a cluster needs there are 16 to 18 in the full groups, and fewer
   // in one: of 132 there were places for 15 clusters of 8.
   constexpr int kNeighbours = 16;
-  return blocks == 1 ? multiprocessors_cuda()
-                     : multiprocessors_cuda() / kNeighbours * (kNeighbours / blocks) - 1;
+  if (blocks == 1) return multiprocessors;
+  return std::max<int64_t>(multiprocessors / kNeighbours * (kNeighbours / blocks) - 1, 1);
 }
 
-// Blocks of a cluster, or 1 for none: what takes least time, counted in stages. It follows from sizes alone,
-// so that the order of sums does.
+// Blocks of a cluster, or 1 for none: what takes least time, counted in stages. It follows from sizes and the
+// device, so that the order of sums does.
 int blocks_of_cluster(const GroupedGemmParams& p, bool over_rows) {
   constexpr int kOfTile = 4, kOfCluster = 10;  // to begin and to store; to begin together and to add up
   const int64_t depth = over_rows ? ceil_div(p.rows, p.groups) : p.left_columns;
   // Most groups end with a tile that is not whole.
-  const int64_t tiles = over_rows
-                            ? most_tiles(p, true)
-                            : (ceil_div(p.rows, kRows) + p.groups / 2) * ceil_div(p.right_columns, kColumns);
+  const int64_t tiles =
+      over_rows ? most_tiles(p, true)
+                : (ceil_div(p.rows, kTileRows) + p.groups / 2) * ceil_div(p.right_columns, kTileColumns);
+  const int64_t multiprocessors = multiprocessors_cuda();
   int best = 1;
   int64_t least = INT64_MAX;
   for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
     const int64_t stages = ceil_div(ceil_div(depth, kSpan), blocks) + kOfTile + (blocks > 1 ? kOfCluster : 0);
-    const int64_t time = ceil_div(tiles, std::max<int64_t>(clusters_at_once(blocks), 1)) * stages;
+    const int64_t time = ceil_div(tiles, clusters_at_once(multiprocessors, blocks)) * stages;
     if (time < least) best = blocks, least = time;
   }
   return best;
@@ -55,13 +57,13 @@ bool make_maps(const GroupedGemmParams& p, Params& params) {
     return map(params.part_of_left, {p.right.data, p.right.stride}, p.rows, p.right_columns, kSpan) &&
            map(params.right[0], p.left, p.rows, p.left_columns, kSpan);
   }
-  bool made = map(params.left, p.left, p.rows, p.left_columns, kRows) &&
+  bool made = map(params.left, p.left, p.rows, p.left_columns, kTileRows) &&
               map(params.part_of_left, p.left, p.rows, p.left_columns, kPart);
   for (int g = 0; made && g < p.groups; ++g) {
     const ConstRows matrix{p.matrix[g], p.matrix_stride[g]};
     made = kForm == Form::kTransposed
                ? map(params.right[g], matrix, p.left_columns, p.right_columns, kSpan)
-               : map(params.right[g], matrix, p.right_columns, p.left_columns, kColumns);
+               : map(params.right[g], matrix, p.right_columns, p.left_columns, kTileColumns);
   }
   return made;
 }
@@ -83,6 +85,7 @@ int launch(const GroupedGemmParams& p, CUstream_st* stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
+  // Chained although a block is long: shared memory lets only one be on a multiprocessor.
   const int64_t blocks =
       params.blocks == 1 ? multiprocessors_cuda() : most_tiles(p, kOverRows) * params.blocks;
   const dim3 grid(static_cast<unsigned>(blocks));
@@ -93,7 +96,7 @@ int launch(const GroupedGemmParams& p, CUstream_st* stream) {
 template <typename T>
 int launch_type(const GroupedGemmParams& p, CUstream_st* stream) {
   if (p.result == GroupedGemmParams::Result::kMatrix) return launch<T, Form::kOverRows>(p, stream);
-  return p.transposed ? launch<T, Form::kTransposed>(p, stream) : launch<T, Form::kRows>(p, stream);
+  return p.transposed ? launch<T, Form::kTransposed>(p, stream) : launch<T, Form::kAlong>(p, stream);
 }
 
 }  // namespace

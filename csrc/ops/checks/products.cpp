@@ -126,7 +126,10 @@ Tensors Projection::grad_weight(const MatrixView& grad, const MatrixView& input)
     grads.push_back(empty_like_device(weight, {out_features(), in_features()}, weight.scalar_type()));
   }
   if (grouped(GroupedProduct::Kind::kGradWeight, input, grad, grads)) return grads;
-  if (on_device()) return products_.on_device->grad_weight(grad, input, *offsets_);
+  if (on_device()) {
+    grads.clear();
+    return products_.on_device->grad_weight(grad, input, *offsets_);
+  }
   std::vector<bool> written(grads.size(), false);
   for_each_range([&](size_t m, int64_t begin, int64_t count) {
     products_.assign(Part::of(grads[m]), {grad, begin, count, true}, {input, begin, count});

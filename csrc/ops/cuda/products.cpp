@@ -73,7 +73,12 @@ bool grouped(const GroupedProduct& product) {
   params.rows = static_cast<int32_t>(y.rows());
   params.groups = static_cast<int32_t>(weight.size());
   params.left = left.readable();
-  params.right = right.writable();
+  if (kind == Kind::kGradWeight) {
+    const ConstRows read = right.readable();
+    params.right = {const_cast<void*>(read.data), read.stride};
+  } else {
+    params.right = right.writable();
+  }
   params.left_columns = static_cast<int32_t>(left.columns());
   params.right_columns = static_cast<int32_t>(right.columns());
   params.transposed = by_rows == input_wanted;

@@ -9,6 +9,7 @@ from support import FLOATS, STRIDES, assert_matches, cotangent, linear_arguments
 from torch.nn import functional as F
 
 import mixture_of_mamba as mom
+from mixture_of_mamba._installation import gather
 
 pytestmark = pytest.mark.usefixtures("poisoned", "full_precision_matmul")
 
@@ -186,6 +187,21 @@ def test_host_and_device_offsets_agree(device):
     with_host = run(mom.grouped_linear, arguments)
     without = run(mom.grouped_linear, {**arguments, "host_offsets": None})
     assert_matches(without, with_host, arithmetic=1e-5, roundings=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_many_rows_do_not_depend_on_where_boundaries_are(device, dtype):
+    """All modalities in one launch; other devices have a loop on one side and something else on the other."""
+    facts = gather()
+    if device.type == "cuda" and not (facts.capability == (9, 0) and any("90" in a for a in facts.cuda_architectures)):
+        pytest.skip("products in one launch are for compute capability 9.0")
+    sizes = {"batch": 2, "length": 700, "in_features": 72, "out_features": 136, "bias": False, "modalities": 3}
+    arguments = linear_arguments(device=device, dtype=dtype, **sizes)
+    with_host = run(mom.grouped_linear, arguments)
+    without = run(mom.grouped_linear, {**arguments, "host_offsets": None})
+    assert with_host.keys() == without.keys()
+    for name, value in with_host.items():
+        assert torch.equal(value, without[name]), name
 
 
 def test_strided_offsets(device):
