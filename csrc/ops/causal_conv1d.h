@@ -5,6 +5,7 @@
 
 #include "kernels/causal_conv1d.h"
 #include "ops/conversions.h"
+#include "ops/token_order.h"
 
 // causal_conv1d for any backend: checks, allocation, launch. The mathematics is in
 // kernels/causal_conv1d.h.

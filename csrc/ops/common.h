@@ -12,11 +12,10 @@
 #include <string>
 #include <utility>
 
-#include "kernels/common/packing.h"
 #include "kernels/common/scalar_type.h"
 
-// What every op needs between the dispatcher and a kernel: checks whose messages name the argument,
-// the requirement and what came; the flat row view of an activation; the token order.
+// What every op needs between the dispatcher and a kernel: checks whose messages name the argument, the
+// requirement and what came; the flat row view of an activation.
 
 namespace mixture_of_mamba::ops {
 
@@ -103,23 +102,6 @@ class Block {
 
  private:
   OptionalTensor tensor_;
-};
-
-// Row, offset and boundary tensors, checked and kept alive for the kernel. Values are checked where
-// reading them costs nothing (CPU tensors); on CUDA the kernels clamp them.
-class Order {
- public:
-  Order(const char* op, const Tensor& activation, const OptionalTensor& rows, const OptionalTensor& offsets,
-        const OptionalTensor& cu_seqlens);
-  const TokenOrder& order() const { return order_; }
-  // int32 and contiguous.
-  const OptionalTensor& rows() const { return rows_; }
-  const OptionalTensor& offsets() const { return offsets_; }
-  const OptionalTensor& cu_seqlens() const { return cu_seqlens_; }
-
- private:
-  TokenOrder order_;
-  OptionalTensor rows_, offsets_, cu_seqlens_;
 };
 
 }  // namespace mixture_of_mamba::ops

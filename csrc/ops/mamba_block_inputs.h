@@ -5,6 +5,7 @@
 #include "ops/conversions.h"
 #include "ops/products.h"
 #include "ops/selective_scan.h"
+#include "ops/token_order.h"
 
 // The arguments of mamba_block and its backward, checked, and in the form that each step takes.
 

@@ -6,6 +6,7 @@
 #include "kernels/selective_scan.h"
 #include "ops/conversions.h"
 #include "ops/step_state.h"
+#include "ops/token_order.h"
 
 // selective_scan for any backend: checks, allocation, launch. The mathematics is in
 // kernels/selective_scan.h.
