@@ -109,11 +109,7 @@ struct Projection {
     p.y = out.writable();
     p.rows = rows, p.in_features = in_features, p.out_features = out_features, p.modalities = modalities;
     p.settled = settled;
-    if (on_device) {
-      p.offsets = arena.place(boundaries);
-    } else {
-      std::copy(boundaries.begin(), boundaries.end(), p.begin);
-    }
+    place_boundaries(p, arena, boundaries, on_device);
     for (int m = 0; m < modalities; ++m) {
       Matrix matrix(arena, type, out_features, in_features, weight_gap), vector(arena, type, 1, out_features);
       matrix.write(weight[m]);

@@ -126,11 +126,7 @@ struct Problem {
     p.type = type, p.result = result, p.transposed = transposed, p.add = add;
     p.rows = rows, p.groups = groups, p.left_columns = left_columns, p.right_columns = right_columns;
     p.left = x.const_rows(), p.right = y.writable();
-    if (on_device) {
-      p.offsets = arena.place(boundaries);
-    } else {
-      std::copy(boundaries.begin(), boundaries.end(), p.begin);
-    }
+    place_boundaries(p, arena, boundaries, on_device);
     std::vector<Matrix> matrices;
     for (int g = 0; g < groups; ++g) {
       matrices.emplace_back(arena, type, transposed ? left_columns : right_columns,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,16 @@ namespace mixture_of_mamba::testing {
 
 // Of a row, from the boundaries [modalities + 1] in order; `modalities` for padding.
 int modality_of_row(const std::vector<int32_t>& offsets, int64_t row);
+
+// Boundaries of groups of rows, where a kernel may have them from either side.
+template <typename Params>
+void place_boundaries(Params& params, Arena& arena, const std::vector<int32_t>& boundaries, bool on_device) {
+  if (on_device) {
+    params.offsets = arena.place(boundaries);
+  } else {
+    std::copy(boundaries.begin(), boundaries.end(), params.begin);
+  }
+}
 
 // A batch's tokens: what a TokenOrder says, in host memory.
 struct Tokens {

@@ -29,7 +29,7 @@ int sections_of(const FewRowsParams& p) {
 // Rows of y's grid: tiles, as many as there can be, and the padding.
 template <typename S>
 int64_t row_tiles(const FewRowsParams& p) {
-  if (p.offsets != nullptr) return p.rows / S::kRows + std::min(p.modalities, p.rows) + 1;
+  if (p.offsets != nullptr) return most_row_tiles(p.rows, p.modalities, S::kRows);
   int64_t tiles = p.begin[p.modalities] < p.rows;
   for (int m = 0; m < p.modalities; ++m) tiles += ceil_div(p.begin[m + 1] - p.begin[m], S::kRows);
   return tiles;

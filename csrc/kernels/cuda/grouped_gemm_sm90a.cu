@@ -14,9 +14,10 @@ namespace {
 
 // As many as there can be: the host may not know the boundaries.
 int64_t most_tiles(const GroupedGemmParams& p, bool over_rows) {
-  if (over_rows)
+  if (over_rows) {
     return ceil_div(p.right_columns, kTileRows) * ceil_div(p.left_columns, kTileColumns) * p.groups;
-  return (p.rows / kTileRows + std::min(p.groups, p.rows) + 1) * ceil_div(p.right_columns, kTileColumns);
+  }
+  return most_row_tiles(p.rows, p.groups, kTileRows) * ceil_div(p.right_columns, kTileColumns);
 }
 
 // Of so many blocks each, that run at the same time.

@@ -24,6 +24,13 @@ bool all_contiguous(const Tensors& tensors) {
 
 bool sixteen_bits(Dtype dtype) { return dtype == Dtype::BFloat16 || dtype == Dtype::Half; }
 
+// Of the rows that each weight owns: from the host, or where the device has them.
+template <typename Params>
+void fill_boundaries(Params& params, const Boundaries& boundaries, const OptionalTensor& offsets) {
+  if (boundaries.empty()) params.offsets = offsets->const_data_ptr<int32_t>();
+  for (size_t m = 0; m < boundaries.size(); ++m) params.begin[m] = static_cast<int32_t>(boundaries[m]);
+}
+
 bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& weight, const Tensors& bias,
               const Boundaries& boundaries, const OptionalTensor& offsets, Settled settled) {
   if (!sixteen_bits(out.dtype()) || weight.size() > FewRowsParams::kMostModalities ||
@@ -41,8 +48,7 @@ bool few_rows(const MatrixView& input, const MatrixView& out, const Tensors& wei
   params.in_features = static_cast<int32_t>(input.columns());
   params.out_features = static_cast<int32_t>(out.columns());
   params.modalities = static_cast<int32_t>(weight.size());
-  params.offsets = boundaries.empty() ? offsets->const_data_ptr<int32_t>() : nullptr;
-  for (size_t m = 0; m < boundaries.size(); ++m) params.begin[m] = static_cast<int32_t>(boundaries[m]);
+  fill_boundaries(params, boundaries, offsets);
   for (size_t m = 0; m < weight.size(); ++m) {
     params.weight[m] = weight[m].const_data_ptr();
     params.weight_stride[m] = weight[m].stride(0);
@@ -83,8 +89,7 @@ bool grouped(const GroupedProduct& product) {
   params.right_columns = static_cast<int32_t>(right.columns());
   params.transposed = by_rows == input_wanted;
   params.add = kind == Kind::kAddGradInput;
-  params.offsets = boundaries.empty() ? offsets->const_data_ptr<int32_t>() : nullptr;
-  for (size_t m = 0; m < boundaries.size(); ++m) params.begin[m] = static_cast<int32_t>(boundaries[m]);
+  fill_boundaries(params, boundaries, offsets);
   for (size_t m = 0; m < weight.size(); ++m) {
     params.matrix[m] = const_cast<void*>(weight[m].const_data_ptr());
     params.matrix_stride[m] = weight[m].stride(by_rows ? 0 : 1);

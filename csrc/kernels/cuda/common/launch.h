@@ -17,6 +17,11 @@ namespace mixture_of_mamba {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// As many tiles of rows as there can be, when each begins and ends with its group; of padding, the last, too.
+constexpr int64_t most_row_tiles(int64_t rows, int64_t groups, int64_t tile_rows) {
+  return rows / tile_rows + std::min(groups, rows) + 1;
+}
+
 constexpr size_t kWorkspaceAlignment = 256;
 constexpr size_t align_workspace(size_t bytes) {
   return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
