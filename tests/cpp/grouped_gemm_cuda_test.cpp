@@ -69,10 +69,11 @@ struct Problem {
     return p;
   }
 
-  static Problem of(Random& random, Result result, bool transposed, const std::vector<int32_t>& rows,
-                    int left_columns, int right_columns) {
+  static Problem of(Random& random, Result result, bool transposed, bool add,
+                    const std::vector<int32_t>& rows, int left_columns, int right_columns) {
     Problem p;
-    p.type = ScalarType::kBFloat16, p.result = result, p.transposed = transposed, p.add = p.on_device = false;
+    p.type = ScalarType::kBFloat16, p.result = result, p.transposed = transposed, p.add = add;
+    p.on_device = false;
     p.left_columns = left_columns, p.right_columns = right_columns, p.groups = rows.size(), p.gap = 0;
     p.offsets = {0};
     for (const int32_t count : rows) p.offsets.push_back(p.offsets.back() + count);
@@ -220,18 +221,22 @@ TEST_CASE("many tiles, and deep ones", "[grouped_gemm]") {
     std::vector<int32_t> rows;
     int left_columns, right_columns;
   };
-  const Sizes all[] = {{"three tiles in a unit", Result::kRight, {2816, 40, 60}, 136, 1408},
-                       {"two tiles of three stages a block", Result::kRight, {2816, 40, 60}, 136, 2816},
-                       {"clusters of 2", Result::kRight, {1000, 700}, 4096, 896},
-                       {"clusters of 3", Result::kRight, {900, 600}, 4096, 640},
-                       {"clusters of 8", Result::kRight, {300, 0, 200}, 4096, 160},
-                       {"three tiles of four stages a block", Result::kMatrix, {200, 0, 150}, 1408, 2816}};
+  const Sizes all[] = {
+      {"pairs with several tiles, the last ones outside", Result::kRight, {2816, 40, 60}, 136, 2816},
+      {"pairs with several narrow tiles", Result::kRight, {9000, 8500, 40}, 24, 200},
+      {"clusters of 2", Result::kRight, {600, 400}, 2048, 1280},
+      {"clusters of 4", Result::kRight, {600, 400}, 2048, 640},
+      {"clusters of 8", Result::kRight, {300, 0, 200}, 2048, 768},
+      {"clusters of 8, narrow", Result::kRight, {300, 0, 200}, 2048, 160},
+      {"pairs with three matrices' tiles each", Result::kMatrix, {200, 0, 150}, 1408, 2816},
+      {"clusters of 7, narrow matrices", Result::kMatrix, {2000, 0, 1500}, 400, 160}};
   for (const Sizes& sizes : all) {
     for (const bool transposed : {false, true}) {
       if (transposed && sizes.result == Result::kMatrix) continue;
       Random random(sizes.right_columns);
-      const Problem problem =
-          Problem::of(random, sizes.result, transposed, sizes.rows, sizes.left_columns, sizes.right_columns);
+      const bool add = transposed;
+      const Problem problem = Problem::of(random, sizes.result, transposed, add, sizes.rows,
+                                          sizes.left_columns, sizes.right_columns);
       INFO(sizes.meant_for << ": " << problem.describe());
       const Outputs got = problem.run(problem.offsets);
       for (size_t i = 0; i < got.size(); ++i) problem.check(got[i], i, random);

@@ -4,64 +4,74 @@
 // The kernels of grouped_gemm.cuh.
 
 #include "kernels/cuda/common/chained.cuh"
-#include "kernels/cuda/common/cluster.cuh"
 #include "kernels/cuda/grouped_gemm_multiply.cuh"
 
 namespace mixture_of_mamba::grouped_gemm {
 
-__device__ __forceinline__ void begin_block(const GroupedGemmParams& p, const Ring& ring, Groups& groups) {
+// What a block has in shared memory beside the ring's bytes.
+struct Shared {
+  uint64_t full[kStages], empty[kStages];
+  Tile tiles[kStages], found[32];
+  Groups groups;
+};
+
+template <typename C>
+__device__ __forceinline__ Ring<C> begin_block(const GroupedGemmParams& p, const void* memory,
+                                               Shared& shared) {
+  const uint32_t aligned = (shared_address(memory) + kAlignment - 1) / kAlignment * kAlignment;
+  const Ring<C> ring{aligned, shared_address(shared.full), shared_address(shared.empty), shared.tiles,
+                     blockIdx.x % C::kPair};
   let_next_begin();
   if (p.offsets != nullptr) wait_for_previous();
-  if (threadIdx.x == kThreads - 1) {
-    for (int slot = 0; slot < kStages; ++slot) {
-      init_barrier(ring.full + 8 * slot, 1);
-      init_barrier(ring.empty + 8 * slot, 4 * kWarpgroups);
-    }
-    end_init_barriers();
+  if (threadIdx.x == kThreads - 1) ring.begin();
+  if (C::kPair > 1) {
+    __syncwarp();
+    arrive_at_cluster();
   }
-  groups.find(p, p.result == GroupedGemmParams::Result::kMatrix);
+  shared.groups.find(p, C::kOverRows);
+  if (C::kPair > 1) wait_for_cluster();  // the other block's barriers are there
+  return ring;
 }
 
-template <typename T, Form kForm, bool kMore>
+// Pairs of blocks.
+template <typename C, bool kMore>
 __global__ void __launch_bounds__(kThreads, 1) grouped_gemm_kernel(const __grid_constant__ Params params) {
   extern __shared__ uint8_t memory[];
-  __shared__ uint64_t barriers[2 * kStages];
-  __shared__ Tile tiles[kStages], found[32];
-  __shared__ Groups groups;
-  const uint32_t shared = (shared_address(memory) + kAlignment - 1) / kAlignment * kAlignment;
-  Ring ring{shared, shared_address(barriers), shared_address(barriers + kStages), tiles};
-  begin_block(params.problem, ring, groups);
-  const int role = threadIdx.x / 128;  // a warpgroup that multiplies, or the last one
+  __shared__ Shared shared;
+  Ring<C> ring = begin_block<C>(params.problem, memory, shared);
+  const int warp = threadIdx.x / 32, role = warp / 4;  // a warpgroup that multiplies, or the last one
   if (role == kWarpgroups) {
     warpgroup::fewer_registers<56>();
-    const Walk<kForm> walk(params.problem, groups, gridDim.x);
+    const Walk<C> walk(params.problem, shared.groups);
     wait_for_previous();
-    if (threadIdx.x / 32 == 4 * kWarpgroups) fetch_all(params, walk, found, ring);
+    if (warp == 4 * kWarpgroups) fetch_all<C>(params, walk, shared.found, ring);
   } else {
     warpgroup::more_registers<224>();
     wait_for_previous();
-    Multiplier<T, kForm, kMore> multiplier(params, role,
-                                           shared + kRingBytes + threadIdx.x / 32 * kOutBuffers * kOutBytes);
+    Multiplier<C, kMore> multiplier(params, role, ring.memory + kRingBytes + warp * kOutBuffers * kOutBytes);
     for (Tile tile; (tile = next_tile(ring)).group >= 0;) {
-      if (multiplier.multiply(tile, ring)) multiplier.store(tile);
+      if (multiplier.multiply(tile, ring)) multiplier.store(tile, ring);
     }
   }
 }
 
 // Adds up the sums that the blocks of a cluster have laid at the address `sums`, each block some words of
 // them. It is bound by what blocks read of each other.
-template <typename T, Form kForm>
+template <typename C>
 __device__ __forceinline__ void add_up(const GroupedGemmParams& p, const Tile& tile, int blocks,
                                        uint32_t sums) {
+  using T = typename C::T;
   constexpr int kWord = 4, kAtOnce = 2;
-  const auto result = Result<T>::template of<kForm>(p, tile);
-  const int columns = min(result.columns, kTileColumns) / kWord, words = min(tile.rows, kTileRows) * columns;
+  const auto result = Result<C>::of(p, tile);
+  const T* const bias = C::kOverRows ? nullptr : result.bias(p, tile);
+  const int columns = min(result.columns, C::kColumns) / kWord, words = min(tile.rows, C::kRows) * columns;
   const int step = kThreads * blocks;
   const auto store = [&](int row, int column, float(&values)[kWord]) {
-    if (const T* const more = kForm == Form::kOverRows ? nullptr : result.addend(p, tile, row);
-        more != nullptr) {
+    const T* more = bias != nullptr ? bias + column : nullptr;
+    if (!C::kOverRows && p.add) more = result.at(row, column);
+    if (more != nullptr) {
       float other[kWord];
-      to_floats(load_pack<T, kWord, true>(more + column), other);
+      to_floats(load_pack<T, kWord, true>(more), other);
 #pragma unroll
       for (int k = 0; k < kWord; ++k) values[k] += other[k];
     }
@@ -74,7 +84,7 @@ __device__ __forceinline__ void add_up(const GroupedGemmParams& p, const Tile& t
     for (int i = 0; i < kAtOnce; ++i) {
       const int word = min(first + i * step, words - 1);
       row[i] = word / columns, column[i] = word % columns * kWord;
-      const uint32_t at = sums + 4 * (row[i] * kSumStride + column[i]);
+      const uint32_t at = sums + 4 * (row[i] * C::kSumStride + column[i]);
 #pragma unroll
       for (int block = 0; block < kMostBlocks; ++block) {
         if (block < blocks) add_of_block(at, block, values[i]);
@@ -88,39 +98,35 @@ __device__ __forceinline__ void add_up(const GroupedGemmParams& p, const Tile& t
 }
 
 // A cluster of blocks a tile, which share its stages.
-template <typename T, Form kForm>
+template <typename C>
 __global__ void __launch_bounds__(kThreads, 1)
     grouped_gemm_cluster_kernel(const __grid_constant__ Params params) {
   extern __shared__ uint8_t memory[];
-  __shared__ uint64_t barriers[2 * kStages];
-  __shared__ Tile tiles[kStages];
-  __shared__ Groups groups;
+  __shared__ Shared shared;
   const GroupedGemmParams& p = params.problem;
-  const uint32_t shared = (shared_address(memory) + kAlignment - 1) / kAlignment * kAlignment;
-  Ring ring{shared, shared_address(barriers), shared_address(barriers + kStages), tiles};
-  begin_block(p, ring, groups);
+  Ring<C> ring = begin_block<C>(p, memory, shared);
   const int blocks = params.blocks, rank = cluster_rank();
   const unsigned index = blockIdx.x / blocks;
-  const Walk<kForm> walk(p, groups, 0);
+  const Walk<C> walk(p, shared.groups);
   wait_for_previous();
-  if (index >= walk.units()) return;
+  if (index >= walk.count()) return;
   const Tile tile = walk.at(index);
   Tile own = tile;
   own.depth += tile.stages * rank / blocks * kSpan;
   own.stages = tile.stages * (rank + 1) / blocks - tile.stages * rank / blocks;
   const int role = threadIdx.x / 128;  // a warpgroup that multiplies, or the last one
   if (role == kWarpgroups) {
-    if (threadIdx.x == 128 * kWarpgroups) fetch<kForm>(params, own, ring);
+    if (threadIdx.x == 128 * kWarpgroups) fetch<C>(params, own, ring);
     __syncwarp();
     __syncthreads();
   } else {
-    Multiplier<T, kForm, false> multiplier(params, role, 0);
+    Multiplier<C, false> multiplier(params, role, 0);
     const bool some = multiplier.multiply(own, ring);
     __syncthreads();  // the ring has been read
-    if (some) multiplier.lay_out_sums(own, shared);
+    if (some) multiplier.lay_out_sums(own, ring.memory);
   }
   cluster_barrier();
-  add_up<T, kForm>(p, tile, blocks, shared);
+  add_up<C>(p, tile, blocks, ring.memory);
   __syncwarp();
   cluster_barrier();  // nobody leaves while others read
 }

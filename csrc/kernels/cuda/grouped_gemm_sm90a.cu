@@ -12,12 +12,21 @@ namespace mixture_of_mamba {
 namespace grouped_gemm {
 namespace {
 
+// Rows of a tile: 128 beside 256 columns, which leaves less over where groups end, unless the result is
+// narrow.
+int rows_of_tile(const GroupedGemmParams& p, bool over_rows) {
+  constexpr int kNarrow = 256;
+  const bool narrow =
+      over_rows ? p.left_columns <= kNarrow || p.right_columns <= kNarrow : p.right_columns <= kNarrow;
+  return narrow ? 256 : 128;
+}
+
 // As many as there can be: the host may not know the boundaries.
-int64_t most_tiles(const GroupedGemmParams& p, bool over_rows) {
-  if (over_rows) {
-    return ceil_div(p.right_columns, kTileRows) * ceil_div(p.left_columns, kTileColumns) * p.groups;
-  }
-  return most_row_tiles(p.rows, p.groups, kTileRows) * ceil_div(p.right_columns, kTileColumns);
+template <typename C>
+int64_t most_tiles(const GroupedGemmParams& p) {
+  if (C::kOverRows)
+    return ceil_div(p.right_columns, C::kRows) * ceil_div(p.left_columns, C::kColumns) * p.groups;
+  return most_row_tiles(p.rows, p.groups, C::kRows) * ceil_div(p.right_columns, C::kColumns);
 }
 
 // Of so many blocks each, that run at the same time.
@@ -29,15 +38,16 @@ int64_t clusters_at_once(int64_t multiprocessors, int blocks) {
   return std::max<int64_t>(multiprocessors / kNeighbours * (kNeighbours / blocks) - 1, 1);
 }
 
-// Blocks of a cluster, or 1 for none: what takes least time, counted in stages. It follows from sizes and the
-// device, so that the order of sums does.
-int blocks_of_cluster(const GroupedGemmParams& p, bool over_rows) {
+// Blocks that share a tile, or 1 for pairs: what takes least time, counted in stages. It follows from sizes
+// and the device, so that the order of sums does.
+template <typename C>
+int blocks_of_tile(const GroupedGemmParams& p) {
   constexpr int kOfTile = 4, kOfCluster = 10;  // to begin and to store; to begin together and to add up
-  const int64_t depth = over_rows ? ceil_div(p.rows, p.groups) : p.left_columns;
+  const int64_t depth = C::kOverRows ? ceil_div(p.rows, p.groups) : p.left_columns;
   // Most groups end with a tile that is not whole.
   const int64_t tiles =
-      over_rows ? most_tiles(p, true)
-                : (ceil_div(p.rows, kTileRows) + p.groups / 2) * ceil_div(p.right_columns, kTileColumns);
+      C::kOverRows ? most_tiles<C>(p)
+                   : (ceil_div(p.rows, C::kRows) + p.groups / 2) * ceil_div(p.right_columns, C::kColumns);
   const int64_t multiprocessors = multiprocessors_cuda();
   int best = 1;
   int64_t least = INT64_MAX;
@@ -49,49 +59,65 @@ int blocks_of_cluster(const GroupedGemmParams& p, bool over_rows) {
   return best;
 }
 
-template <Form kForm>
+template <typename C>
 bool make_maps(const GroupedGemmParams& p, Params& params) {
   const auto map = [&](CUtensorMap& map, ConstRows matrix, int64_t rows, int64_t columns, int tile_rows) {
     return make_tensor_map(map, p.type, matrix, rows, columns, tile_rows);
   };
-  if constexpr (kForm == Form::kOverRows) {
-    return map(params.part_of_left, {p.right.data, p.right.stride}, p.rows, p.right_columns, kSpan) &&
+  const ConstRows result{p.right.data, p.right.stride};
+  if constexpr (C::kOverRows) {
+    return map(params.part_of_left, result, p.rows, p.right_columns, kSpan) &&
            map(params.right[0], p.left, p.rows, p.left_columns, kSpan);
   }
-  bool made = map(params.left, p.left, p.rows, p.left_columns, kTileRows) &&
-              map(params.part_of_left, p.left, p.rows, p.left_columns, kPart);
+  bool made = map(params.part_of_left, p.left, p.rows, p.left_columns, kPart) &&
+              map(params.half_of_left, p.left, p.rows, p.left_columns, C::kRows / 2) &&
+              map(params.part_of_sum, result, p.rows, p.right_columns, kPart);
   for (int g = 0; made && g < p.groups; ++g) {
     const ConstRows matrix{p.matrix[g], p.matrix_stride[g]};
-    made = kForm == Form::kTransposed
+    made = C::kForm == Form::kTransposed
                ? map(params.right[g], matrix, p.left_columns, p.right_columns, kSpan)
-               : map(params.right[g], matrix, p.right_columns, p.left_columns, kTileColumns);
+               : map(params.right[g], matrix, p.right_columns, p.left_columns, C::kColumns);
   }
   return made;
 }
 
-template <typename T, Form kForm>
-int launch(const GroupedGemmParams& p, CUstream_st* stream) {
-  constexpr bool kOverRows = kForm == Form::kOverRows;
-  const bool more = !kOverRows && (p.add || std::any_of(p.bias, p.bias + p.groups,
-                                                        [](const void* bias) { return bias != nullptr; }));
-  Params params;
-  params.problem = p;
-  if (!make_maps<kForm>(p, params)) return cudaErrorInvalidValue;
-  auto kernel = grouped_gemm_kernel<T, kForm, false>;
-  if constexpr (!kOverRows) {
-    if (more) kernel = grouped_gemm_kernel<T, kForm, true>;
-  }
-  params.blocks = blocks_of_cluster(p, kOverRows);
-  if (params.blocks > 1) kernel = grouped_gemm_cluster_kernel<T, kForm>;
+// Chained although a block is long: shared memory lets only one be on a multiprocessor.
+int launch_kernel(void (*kernel)(Params), const Params& params, int64_t blocks, int cluster,
+                  CUstream_st* stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  // Chained although a block is long: shared memory lets only one be on a multiprocessor.
-  const int64_t blocks =
-      params.blocks == 1 ? multiprocessors_cuda() : most_tiles(p, kOverRows) * params.blocks;
-  const dim3 grid(static_cast<unsigned>(blocks));
-  return launch_chained({grid, kThreads, kSharedBytes, stream, static_cast<unsigned>(params.blocks)}, kernel,
-                        params);
+  return launch_chained(
+      {dim3(static_cast<unsigned>(blocks)), kThreads, kSharedBytes, stream, static_cast<unsigned>(cluster)},
+      kernel, params);
+}
+
+template <typename T, Form kForm, int kRows>
+int launch_tiles(const GroupedGemmParams& p, CUstream_st* stream) {
+  using Pairs = Config<T, kForm, kRows, false>;
+  using Shared = Config<T, kForm, kRows, true>;
+  Params params;
+  params.problem = p;
+  params.blocks = blocks_of_tile<Shared>(p);
+  if (!make_maps<Shared>(p, params)) return cudaErrorInvalidValue;
+  if (params.blocks > 1) {
+    return launch_kernel(grouped_gemm_cluster_kernel<Shared>, params, most_tiles<Shared>(p) * params.blocks,
+                         params.blocks, stream);
+  }
+  constexpr int kPair = Pairs::kPair;
+  const int64_t blocks = std::max(multiprocessors_cuda() / kPair, 1) * kPair;
+  auto kernel = grouped_gemm_kernel<Pairs, false>;
+  if constexpr (!Pairs::kOverRows) {
+    const auto there = [](const void* bias) { return bias != nullptr; };
+    if (p.add || std::any_of(p.bias, p.bias + p.groups, there)) kernel = grouped_gemm_kernel<Pairs, true>;
+  }
+  return launch_kernel(kernel, params, blocks, kPair, stream);
+}
+
+template <typename T, Form kForm>
+int launch(const GroupedGemmParams& p, CUstream_st* stream) {
+  return rows_of_tile(p, kForm == Form::kOverRows) == 256 ? launch_tiles<T, kForm, 256>(p, stream)
+                                                          : launch_tiles<T, kForm, 128>(p, stream);
 }
 
 template <typename T>

@@ -24,6 +24,16 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// At the barrier that a block of the cluster has at this address. Without a fence: it tells that something
+// has been read, not that something was written.
+__device__ __forceinline__ void arrive_at_block(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // The phase ends only when so many bytes have come as well.
 __device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -52,6 +62,17 @@ __device__ __forceinline__ void fetch_tile(uint32_t to, const CUtensorMap& map, 
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
       "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(static_cast<uint64_t>(keep))
+      : "memory");
+}
+
+// The same for the blocks of the cluster whose bits are set: to the same address of each, counted by its own
+// barrier.
+__device__ __forceinline__ void fetch_tile_for(uint16_t blocks, uint32_t to, const CUtensorMap& map,
+                                               int column, int row, uint32_t barrier, Keep keep) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(blocks), "l"(static_cast<uint64_t>(keep))
       : "memory");
 }
 

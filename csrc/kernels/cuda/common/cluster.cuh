@@ -23,6 +23,19 @@ __device__ __forceinline__ void cluster_barrier() {
 #endif
 }
 
+// The same in two steps, by all threads, for what needs no fence: blocks have come so far, and have read all
+// that others may write over.
+__device__ __forceinline__ void arrive_at_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 // A float of a block of the cluster, by its address in this block's shared memory.
 __device__ __forceinline__ float load_of_block(uint32_t address, uint32_t rank) {
   float value = 0.0f;

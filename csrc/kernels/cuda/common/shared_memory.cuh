@@ -74,4 +74,13 @@ __device__ __forceinline__ void store_matrices(uint32_t row, uint32_t a, uint32_
                : "memory");
 }
 
+// Back again.
+__device__ __forceinline__ void load_matrices(uint32_t row, uint32_t& a, uint32_t& b, uint32_t& c,
+                                              uint32_t& d) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+               : "r"(row)
+               : "memory");
+}
+
 }  // namespace mixture_of_mamba

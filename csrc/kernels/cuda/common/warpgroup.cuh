@@ -67,11 +67,21 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, u
 #define MOM_LIST_5 "%40, %41, %42, %43, %44, %45, %46, %47"
 #define MOM_LIST_6 "%48, %49, %50, %51, %52, %53, %54, %55"
 #define MOM_LIST_7 "%56, %57, %58, %59, %60, %61, %62, %63"
+#define MOM_LIST_8 "%64, %65, %66, %67, %68, %69, %70, %71"
+#define MOM_LIST_9 "%72, %73, %74, %75, %76, %77, %78, %79"
+#define MOM_LIST_10 "%80, %81, %82, %83, %84, %85, %86, %87"
+#define MOM_LIST_11 "%88, %89, %90, %91, %92, %93, %94, %95"
+#define MOM_LIST_12 "%96, %97, %98, %99, %100, %101, %102, %103"
+#define MOM_LIST_13 "%104, %105, %106, %107, %108, %109, %110, %111"
+#define MOM_LIST_14 "%112, %113, %114, %115, %116, %117, %118, %119"
+#define MOM_LIST_15 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define MOM_LIST_16 MOM_LIST_0
 #define MOM_LIST_32 MOM_LIST_16 ", " MOM_LIST_1
 #define MOM_LIST_64 MOM_LIST_32 ", " MOM_LIST_2 ", " MOM_LIST_3
 #define MOM_LIST_96 MOM_LIST_64 ", " MOM_LIST_4 ", " MOM_LIST_5
 #define MOM_LIST_128 MOM_LIST_96 ", " MOM_LIST_6 ", " MOM_LIST_7
+#define MOM_LIST_192 MOM_LIST_128 ", " MOM_LIST_8 ", " MOM_LIST_9 ", " MOM_LIST_10 ", " MOM_LIST_11
+#define MOM_LIST_256 MOM_LIST_192 ", " MOM_LIST_12 ", " MOM_LIST_13 ", " MOM_LIST_14 ", " MOM_LIST_15
 #define MOM_SUMS_8(i)                                                                        \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
       "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
@@ -80,6 +90,8 @@ __device__ __forceinline__ void multiply(float (&sums)[kN / 2], uint64_t left, u
 #define MOM_SUMS_64 MOM_SUMS_32, MOM_SUMS_8(16), MOM_SUMS_8(24)
 #define MOM_SUMS_96 MOM_SUMS_64, MOM_SUMS_8(32), MOM_SUMS_8(40)
 #define MOM_SUMS_128 MOM_SUMS_96, MOM_SUMS_8(48), MOM_SUMS_8(56)
+#define MOM_SUMS_192 MOM_SUMS_128, MOM_SUMS_8(64), MOM_SUMS_8(72), MOM_SUMS_8(80), MOM_SUMS_8(88)
+#define MOM_SUMS_256 MOM_SUMS_192, MOM_SUMS_8(96), MOM_SUMS_8(104), MOM_SUMS_8(112), MOM_SUMS_8(120)
 // n: right rows; left, right, ...: the numbers of these operands, behind the n / 2 sums.
 #define MOM_MULTIPLY(type, cuda_type, n, left_at, right_at, add_at, left_across_at, right_across_at)       \
   template <bool kLeftAcross, bool kRightAcross>                                                           \
@@ -102,19 +114,32 @@ MOM_MULTIPLY_TYPES(32, 16, 17, 18, 19, 20)
 MOM_MULTIPLY_TYPES(64, 32, 33, 34, 35, 36)
 MOM_MULTIPLY_TYPES(96, 48, 49, 50, 51, 52)
 MOM_MULTIPLY_TYPES(128, 64, 65, 66, 67, 68)
+MOM_MULTIPLY_TYPES(256, 128, 129, 130, 131, 132)
 #undef MOM_MULTIPLY_TYPES
 #undef MOM_MULTIPLY
+#undef MOM_SUMS_256
+#undef MOM_SUMS_192
 #undef MOM_SUMS_128
 #undef MOM_SUMS_96
 #undef MOM_SUMS_64
 #undef MOM_SUMS_32
 #undef MOM_SUMS_16
 #undef MOM_SUMS_8
+#undef MOM_LIST_256
+#undef MOM_LIST_192
 #undef MOM_LIST_128
 #undef MOM_LIST_96
 #undef MOM_LIST_64
 #undef MOM_LIST_32
 #undef MOM_LIST_16
+#undef MOM_LIST_15
+#undef MOM_LIST_14
+#undef MOM_LIST_13
+#undef MOM_LIST_12
+#undef MOM_LIST_11
+#undef MOM_LIST_10
+#undef MOM_LIST_9
+#undef MOM_LIST_8
 #undef MOM_LIST_7
 #undef MOM_LIST_6
 #undef MOM_LIST_5
