@@ -96,6 +96,8 @@ struct Config {
   static constexpr int kWarpChannels = kChannelsPerLane * (kWarp / kGroup);
   static constexpr int kChannels = kWarpChannels * kRecurrenceWarps;  // of a block
   static constexpr int kVector = kChannels / kLanesOfRow;             // of an element-wise thread
+  // Whether there are registers for the loads of one more tile.
+  static constexpr bool kAhead = kAligned && !kPrepass && (kMinBlocks == 2 || kGroup == 2);
 
   // Row strides in floats. The pads move the rows that lanes touch together to different banks.
   static constexpr int kInputStride = 2 * kChannels + (kChannels == 32 ? 8 : 0);

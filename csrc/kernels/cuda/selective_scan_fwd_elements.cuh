@@ -38,9 +38,14 @@ struct ElementWise {
     int32_t row, modality;
     uint32_t keep;  // all bits while the row is in the unit and not padding
   };
-  Row input_row;
-  Channels u, dt, z, output_u;
-  Pack<T, K::kGroup> matrix;
+  struct Inputs {
+    Row row;
+    Channels u, dt, z;
+    Pack<T, K::kGroup> matrix;
+  };
+  struct Outputs {
+    Channels u, z;
+  };
 
   __device__ ElementWise(const ForwardArgs& args_, const ScanUnit& unit_, const Shared<K>& shared_,
                          int64_t block_channel, int staged_)
@@ -139,40 +144,44 @@ struct ElementWise {
     }
   }
 
-  __device__ void load_inputs(const Row& row) {
-    input_row = row;
-    dt = load_channels(dt_of(row.row));
-    u = load_channels(u_of(row.row));
-    if constexpr (K::kAdjoint) z = load_channels(z_of(row.row));
+  __device__ Inputs load_inputs(const Row& row) const {
+    Inputs inputs;
+    inputs.row = row;
+    inputs.dt = load_channels(dt_of(row.row));
+    inputs.u = load_channels(u_of(row.row));
+    if constexpr (K::kAdjoint) inputs.z = load_channels(z_of(row.row));
     const T* from = matrix_of(row.row);
     if constexpr (K::kAligned) {
-      matrix = load_pack<T, K::kGroup, true>(from);
+      inputs.matrix = load_pack<T, K::kGroup, true>(from);
     } else {
       const int state = args.first_state + eighth % 4 * K::kGroup;
 #pragma unroll
       for (int i = 0; i < K::kGroup; ++i)
-        matrix.values[i] = state + i < p.states ? from[i] : from_float<T>(0.0f);
+        inputs.matrix.values[i] = state + i < p.states ? from[i] : from_float<T>(0.0f);
     }
+    return inputs;
   }
 
-  __device__ void load_outputs(const Row& row) {
-    if constexpr (K::kPrepass) return;
+  __device__ Outputs load_outputs(const Row& row) const {
+    Outputs outputs{};
+    if constexpr (K::kPrepass) return outputs;
     // u again: a hit in L2 is cheaper than registers for two tiles.
-    output_u = load_channels(u_of(row.row));
-    if (K::kPlain || p.z.data != nullptr) z = load_channels(z_of(row.row));
+    outputs.u = load_channels(u_of(row.row));
+    if (K::kPlain || p.z.data != nullptr) outputs.z = load_channels(z_of(row.row));
+    return outputs;
   }
 
   // dt + bias in log2 units. Branches are the same for all threads and stay outside of the loops over
   // channels: inside, they would cut the straight run of instructions that hides latencies.
-  __device__ void scaled_dt(float (&delta)[K::kVector]) const {
-    to_floats(dt, delta);
+  __device__ void scaled_dt(const Inputs& in, float (&delta)[K::kVector]) const {
+    to_floats(in.dt, delta);
     if (K::kAligned || staged > 0) {
       float bias[K::kVector];
-      load_shared(bias_at + input_row.modality * static_cast<int>(K::kChannels * sizeof(float)), bias);
+      load_shared(bias_at + in.row.modality * static_cast<int>(K::kChannels * sizeof(float)), bias);
 #pragma unroll
       for (int i = 0; i < K::kVector; ++i) delta[i] = fmaf(delta[i], kLog2E, bias[i]);
     } else {
-      const float* bias = static_cast<const float*>(p.dt_bias) + input_row.modality * p.channels + channel;
+      const float* bias = static_cast<const float*>(p.dt_bias) + in.row.modality * p.channels + channel;
 #pragma unroll
       for (int i = 0; i < K::kVector; ++i) {
         delta[i] = kLog2E * (delta[i] + (i < channel_count ? bias[i] : 0.0f));
@@ -185,18 +194,18 @@ struct ElementWise {
 
   // Padding and what lies past the end may hold anything, NaN too: it gets delta 0, u 0, B 0 and C 0, and the
   // state passes. `buffer` is the byte offset of the buffer.
-  __device__ void put_inputs(uint32_t buffer) {
-    const uint32_t keep = input_row.keep;
-    keep_bits(keep, u, 0u);
-    keep_bits(keep, matrix, 0u);
+  __device__ void put_inputs(uint32_t buffer, Inputs in) const {
+    const uint32_t keep = in.row.keep;
+    keep_bits(keep, in.u, 0u);
+    keep_bits(keep, in.matrix, 0u);
     // In front of the softplus where there is one: fewer words, and softplus(-inf) is 0.
-    if constexpr (K::kPlain) keep_bits(keep, dt, minus_infinities<T>());
+    if constexpr (K::kPlain) keep_bits(keep, in.dt, minus_infinities<T>());
     float delta[K::kVector], input[K::kVector], gate[K::kVector];
-    scaled_dt(delta);
-    to_floats(u, input);
+    scaled_dt(in, delta);
+    to_floats(in.u, input);
     if constexpr (K::kAdjoint) {
-      keep_bits(keep, z, 0u);
-      to_floats(z, gate);
+      keep_bits(keep, in.z, 0u);
+      to_floats(in.z, gate);
     }
     if constexpr (!K::kPlain) {
 #pragma unroll
@@ -212,7 +221,7 @@ struct ElementWise {
       store_shared(inputs ^ (i / 2 * 16), make_float4(delta[i], input[i], delta[i + 1], input[i + 1]));
     }
     float values[K::kGroup];
-    to_floats(matrix, values);
+    to_floats(in.matrix, values);
 #pragma unroll
     for (int i = 0; i < K::kGroup; ++i) values[i] *= matrix_scale;
     store_shared(matrix_at + buffer, values);
@@ -247,18 +256,18 @@ struct ElementWise {
     return args.last_launch;
   }
 
-  __device__ void put_outputs(int tile, const Row& row, float (&y)[K::kVector]) const {
+  __device__ void put_outputs(int tile, const Row& row, const Outputs& of, float (&y)[K::kVector]) const {
     const bool wanted = tile >= 0 && exists(tile);
     if constexpr (!K::kPlain) {
       if (!wanted || channel_count == 0 || !add_launches(row, y)) return;
     }
     float factor[K::kVector], skip[K::kVector];
-    to_floats(output_u, factor);
+    to_floats(of.u, factor);
     load_shared(skip_at, skip);
 #pragma unroll
     for (int i = 0; i < K::kVector; ++i) y[i] = fmaf(skip[i], factor[i], y[i]);
     if (K::kPlain || p.z.data != nullptr) {
-      to_floats(z, factor);
+      to_floats(of.z, factor);
 #pragma unroll
       for (int i = 0; i < K::kVector; ++i) y[i] *= silu_fast<T>(factor[i]);
     }
@@ -288,37 +297,41 @@ struct ElementWise {
     if (eighth % 4 == 0) line(matrix_of(row));
   }
 
-  // Iteration i: inputs of tile i + 1, outputs of tile i - 1, loads for tile i + 2.
+  // Iteration i: the input of tile i + 1, the output of i - 1, loads for the input of i + 2 and the output of
+  // i. The loads come first where there are registers for what is on its way meanwhile.
   __device__ void run(int tiles) {
+    constexpr int kRows = K::kAhead ? 3 : 2;  // that are known, from this tile's on
     if (tiles == 0) return;
-    Row done{}, current = read_row(0, load_row(0)), next = read_row(1, load_row(1));
-    int32_t raw_next = load_row(2), raw_after = load_row(3);
+    Row done{}, current = read_row(0, load_row(0)), next = read_row(1, load_row(1)), after{};
+    if constexpr (K::kAhead) after = read_row(2, load_row(2));
+    int32_t raw = load_row(kRows), raw_after = load_row(kRows + 1);
+    put_inputs(0, load_inputs(current));
+    Inputs inputs = load_inputs(next), coming;
+    Outputs outputs{}, finishing;
     float y[K::kVector];
-    load_inputs(current);
-    put_inputs(0);
-    load_inputs(next);
-    if constexpr (!K::kPrepass) output_u = z = Channels{};
     __syncthreads();
     uint32_t other = 0;
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       other = K::kBufferBytes - other;
-      put_inputs(other);
+      if constexpr (K::kAhead) coming = load_inputs(after), finishing = load_outputs(current);
+      put_inputs(other, inputs);
       if constexpr (!K::kPrepass) {
         // Of the first tile there is nothing yet, and nothing is stored.
         take_outputs(other, y);
-        put_outputs(tile - 1, done, y);
+        put_outputs(tile - 1, done, outputs, y);
       }
-      done = current, current = next, next = read_row(tile + 2, raw_next);
-      raw_next = raw_after, raw_after = load_row(tile + 4);
-      if constexpr (K::kChannelsPerLane == 1) prefetch(raw_next);
-      load_inputs(next);
-      load_outputs(done);
+      done = current, current = next, next = after;
+      (K::kAhead ? after : next) = read_row(tile + kRows, raw);
+      raw = raw_after, raw_after = load_row(tile + kRows + 2);
+      if constexpr (K::kChannelsPerLane == 1) prefetch(raw);
+      if constexpr (!K::kAhead) coming = load_inputs(next), finishing = load_outputs(done);
+      inputs = coming, outputs = finishing;
       __syncthreads();
     }
     if (K::kPrepass) return;
     take_outputs(K::kBufferBytes - other, y);
-    put_outputs(tiles - 1, done, y);
+    put_outputs(tiles - 1, done, outputs, y);
   }
 };
 

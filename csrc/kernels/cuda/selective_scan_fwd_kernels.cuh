@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, K::kMinBlocks)
   const int unit_index = blockIdx.x / args.channel_blocks;
   const int64_t block_channel = static_cast<int64_t>(blockIdx.x % args.channel_blocks) * K::kChannels;
   ScanUnit unit;
-  if (!get_unit(args.units, unit_index, &unit)) return;
+  if (!get_unit(args.units, unit_index, &unit)) return wait_for_previous();
   // Nobody needs the end state of the chunk that is walked last.
   if (K::kPrepass && unit.chunk == (K::kAdjoint ? 0 : unit.chunks - 1)) return;
 
@@ -57,7 +57,14 @@ int launch(const ForwardArgs& base, CUstream_st* stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(scan_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  scan_kernel<K><<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(args);
+  const dim3 grid(static_cast<unsigned>(blocks));
+  // After the passes over chunks, where all blocks run at once: others would lie unevenly. A second launch,
+  // for more states, reads what the first one writes.
+  const bool at_once = blocks <= int64_t{K::kMinBlocks} * multiprocessors_cuda();
+  if (args.unit_state != nullptr && args.first_launch && at_once) {
+    return launch_chained({grid, kThreads, static_cast<size_t>(bytes), stream}, scan_kernel<K>, args);
+  }
+  scan_kernel<K><<<grid, kThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "kernels/cuda/common/chained.cuh"
 #include "kernels/cuda/selective_scan_fwd.cuh"
 
 namespace mixture_of_mamba::scan_forward {
@@ -37,7 +38,9 @@ struct Recurrence {
     return (outer * p.channels + channel + c) * p.states + state(s);
   }
 
+  // The states before chunks are read here first, and all else that is read was there before their passes.
   __device__ void begin() {
+    wait_for_previous();
     const float* start = args.unit_state != nullptr ? args.unit_state
                          : K::kPrepass              ? nullptr
                                                     : static_cast<const float*>(p.initial_state);
