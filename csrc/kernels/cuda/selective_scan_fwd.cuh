@@ -96,8 +96,9 @@ struct Config {
   static constexpr int kWarpChannels = kChannelsPerLane * (kWarp / kGroup);
   static constexpr int kChannels = kWarpChannels * kRecurrenceWarps;  // of a block
   static constexpr int kVector = kChannels / kLanesOfRow;             // of an element-wise thread
-  // Whether there are registers for the loads of one more tile.
-  static constexpr bool kAhead = kAligned && !kPrepass && (kMinBlocks == 2 || kGroup == 2);
+  // Loads come a tile earlier where registers for them pay: 16 bits, few lanes a channel, no third block.
+  static constexpr bool kAhead =
+      kAligned && !kPrepass && sizeof(T) == 2 && ((kGroup == 4 && kMinBlocks == 2) || kGroup == 2);
 
   // Row strides in floats. The pads move the rows that lanes touch together to different banks.
   static constexpr int kInputStride = 2 * kChannels + (kChannels == 32 ? 8 : 0);

@@ -58,10 +58,11 @@ int launch(const ForwardArgs& base, CUstream_st* stream) {
       cudaFuncSetAttribute(scan_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(blocks));
-  // After the passes over chunks, where all blocks run at once: others would lie unevenly. A second launch,
-  // for more states, reads what the first one writes.
-  const bool at_once = blocks <= int64_t{K::kMinBlocks} * multiprocessors_cuda();
-  if (args.unit_state != nullptr && args.first_launch && at_once) {
+  // After the passes over chunks, where blocks take all places but a few: otherwise they would lie unevenly.
+  // A second launch, for more states, reads what the first one writes.
+  const int64_t processors = multiprocessors_cuda();
+  const bool even = blocks <= K::kMinBlocks * processors && blocks > (K::kMinBlocks - 1) * processors;
+  if (args.unit_state != nullptr && args.first_launch && even) {
     return launch_chained({grid, kThreads, static_cast<size_t>(bytes), stream}, scan_kernel<K>, args);
   }
   scan_kernel<K><<<grid, kThreads, bytes, stream>>>(args);
