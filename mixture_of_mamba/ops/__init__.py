@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from mixture_of_mamba.ops import _mamba_block_flops  # noqa: F401  registers formulas
 from mixture_of_mamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from mixture_of_mamba.ops.grouped_linear import grouped_linear
 from mixture_of_mamba.ops.mamba_block import mamba_block, mamba_block_step

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import torch
 
-__all__ = ["BUILD", "is_for_this_torch"]
+__all__ = ["BUILD", "is_for_this_torch", "module_path"]
 
 BUILD = Path(__file__).resolve().parents[2] / "build/tests"
 
@@ -18,3 +19,11 @@ def is_for_this_torch() -> bool:
     cache = BUILD / "CMakeCache.txt"
     found = re.search(r"^MOM_TORCH_ROOT:PATH=(.*)$", cache.read_text(), re.MULTILINE) if cache.is_file() else None
     return found is not None and Path(found[1]).resolve() == Path(torch.__file__).resolve().parent
+
+
+def module_path() -> Path | None:
+    """The C++ modules as a Python module, from there or where MOM_CPP_MODULE says."""
+    if named := os.environ.get("MOM_CPP_MODULE"):
+        return Path(named)
+    built = sorted((BUILD / "csrc/python").glob("mixture_of_mamba_cpp*.so")) if is_for_this_torch() else []
+    return next(iter(built), None)

@@ -4,20 +4,15 @@
 #include <optional>
 #include <tuple>
 
-#include "mixture_of_mamba/nn/mixture_of_mamba.h"
+#include "modality_argument.h"
 
 // What a block computes with its children: one operator where possible, else one step after the other. Both
 // give the same numbers. x and y have rows in the routing's sorted order.
 
 namespace mixture_of_mamba::frontend {
 
-using OptionalRouting = std::optional<Routing>;
 using OptionalState = std::optional<nn::MambaState>;
 using Mixed = std::tuple<torch::Tensor, nn::MambaState>;
-
-// The routing that a call's modality says, checked; none when there is nothing to route.
-OptionalRouting routing_of(const nn::MixtureOfMambaImpl& layer, const torch::Tensor& x,
-                           const nn::Modality& modality);
 
 Mixed mix(nn::MixtureOfMambaImpl& layer, const torch::Tensor& x, const OptionalRouting& routing,
           const std::optional<torch::Tensor>& cu_seqlens, const OptionalState& state);
