@@ -7,7 +7,8 @@ namespace mixture_of_mamba::frontend {
 
 using torch::Tensor;
 
-OptionalRouting routing_of(const nn::MixtureOfMambaImpl& layer, const Tensor& x, const nn::Modality& modality) {
+OptionalRouting routing_of(const nn::MixtureOfMambaImpl& layer, const Tensor& x,
+                           const nn::Modality& modality) {
   const int64_t modalities = layer.options.num_modalities(), d_model = layer.options.d_model();
   require_value(x.is_floating_point(), "x must be a tensor of a floating type, got {} {}", dtype_of(x),
                 shape_of(x));
