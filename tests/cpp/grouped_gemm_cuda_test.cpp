@@ -47,7 +47,7 @@ struct Problem {
     p.transposed = right && random.chance(2), p.add = right && random.chance(4),
     p.on_device = random.chance(2);
     // What is deep is shared by the blocks of a cluster; of many tiles a block has several.
-    const bool many = random.chance(12), deep = !many && random.chance(3);
+    const bool many = random.chance(16), deep = !many && random.chance(3);
     p.groups = random.chance(8) || (many && !right) ? GroupedGemmParams::kMostGroups : random.between(1, 4);
     p.left_columns =
         8 * (deep && right ? random.between(40, 200) : random.between(1, many && right ? 3 : 40));
@@ -55,9 +55,10 @@ struct Problem {
     if (many && !right) p.left_columns = p.right_columns = 520;
     p.gap = 8 * random.below(3);
     // References are slow.
-    const int64_t elements = many && right ? 1200000 : 100000,
+    const int64_t elements = many && right ? 8000000 : 100000,
                   widest = std::max(p.left_columns, p.right_columns);
-    const int most = std::min<int64_t>(random.chance(2) ? 70 : 1200, 1 + elements / widest / p.groups);
+    const int longest = many && right ? 2400 : random.chance(2) ? 70 : 1200;
+    const int most = std::min<int64_t>(longest, 1 + elements / widest / p.groups);
     p.offsets = {0};
     for (int g = 0; g < p.groups; ++g) {
       const int size = random.chance(4) ? 0 : random.between(most / 4, most);
@@ -224,6 +225,7 @@ TEST_CASE("many tiles, and deep ones", "[grouped_gemm]") {
   const Sizes all[] = {
       {"pairs with several tiles, the last ones outside", Result::kRight, {2816, 40, 60}, 136, 2816},
       {"pairs with several narrow tiles", Result::kRight, {9000, 8500, 40}, 24, 200},
+      {"more tiles than are found at once", Result::kRight, {300000, 260000, 40}, 8, 8},
       {"clusters of 2", Result::kRight, {600, 400}, 2048, 1280},
       {"clusters of 4", Result::kRight, {600, 400}, 2048, 640},
       {"clusters of 8", Result::kRight, {300, 0, 200}, 2048, 768},

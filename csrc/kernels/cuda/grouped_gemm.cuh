@@ -6,9 +6,9 @@
 // Grid     a block a multiprocessor, in pairs that go from tile to tile. Where there are few tiles, a cluster
 //          of blocks for each, which share what is summed over.
 // Pairs    two blocks have tiles beside each other, so the same left operand; each fetches half of it for
-// both. Warps    one fetches stages of 64 columns into a ring; two warpgroups multiply, each half of the
-// tile's rows. Sums     in registers; rounded and through shared memory to the result, by each warp for
-// itself. What they
+//          both.
+// Warps    one fetches stages of 64 columns into a ring; two warpgroups multiply, each half of the rows.
+// Sums     in registers; rounded and through shared memory to the result, by each warp for itself. What they
 //          are added to comes through the ring, behind the operands. Those of a cluster meet in shared memory
 //          and are added up in the order of the blocks.
 // Edges    a tile begins with its group and ends with it: rows beyond are computed with and not stored, and
@@ -32,9 +32,9 @@ constexpr int kSpan = warpgroup::kRowBytes / 2;           // columns of a stage
 constexpr int kPart = warpgroup::kRows;                   // rows that are multiplied or not
 constexpr int kPartBytes = kPart * warpgroup::kRowBytes;  // of a stage; as many as of a span that lies across
 static_assert(kPart == kSpan, "they are squares");
-constexpr int kSquares = 6, kStageBytes = kSquares * kPartBytes,
-              kStages = 4;                         // squares: of a stage, left and right
-constexpr int kOutRows = 16, kOutColumns = kSpan;  // that a warp stores at once
+constexpr int kSquares = 6;  // of a stage, left and right
+constexpr int kStageBytes = kSquares * kPartBytes, kStages = 4;
+constexpr int kOutRows = 16, kOutColumns = kSpan;                            // that a warp stores at once
 constexpr int kOutBytes = kOutRows * warpgroup::kRowBytes, kOutBuffers = 2;  // of a warp, taken in turn
 constexpr int kAlignment = 1024;
 constexpr int kRingBytes = kStages * kStageBytes;
@@ -56,11 +56,10 @@ struct Config {
   static constexpr bool kOverRows = kForm == Form::kOverRows;
   static constexpr int kRows = kRows_, kColumns = (kSquares - kRows / kPart) * kSpan;  // of a tile
   static constexpr int kPartsOfTile = kRows / kPart, kParts = kPartsOfTile / kWarpgroups;
-  static constexpr int kSumStride = kColumns + 4;  // floats: the lanes of a store meet no bank twice
+  static constexpr int kSumStride = kColumns + 8;  // floats: the lanes of a store meet no bank twice
   static_assert(kRows * kSumStride * 4 <= kRingBytes, "sums of a cluster lie where the ring was");
   static constexpr uint32_t kPair = kShared ? 1 : 2;
-  static constexpr unsigned kBand =
-      2048 / kRows;  // tiles of rows that are walked side by side, for the L2 cache
+  static constexpr unsigned kBand = 2048 / kRows;  // tiles of rows that are walked together, for L2
 
   // Of a tile with so many rows, what is multiplied.
   static __device__ int parts(int rows) { return (min(rows, kRows) + kPart - 1) / kPart; }

@@ -9,8 +9,8 @@
 
 namespace mixture_of_mamba::grouped_gemm {
 
-// Slots of stages. With a tile's first one comes the tile; one of no stages takes a slot too. All of a tile
-// of the same size as the pair's other block, so that both are at the same slot.
+// Slots of stages. With a tile's first one comes the tile; one of no stages takes a slot too. The tiles of a
+// pair have as many rows and stages, so that both blocks are at the same slot.
 template <typename C>
 struct Ring {
   const uint32_t memory, full, empty;  // addresses; of the barriers of slot 0
@@ -120,7 +120,9 @@ __device__ __forceinline__ void fetch(const Params& params, const Tile& tile, Ri
     fetch_left<C>(params, tile, parts, depth, ring, full);
     fetch_right<C>(right, tile.column, depth, ring.right(), full);
   }
-  if (C::kPair > 1 && params.problem.add) fetch_sums<C>(params, tile, parts, ring);
+  if constexpr (C::kPair > 1 && !C::kOverRows) {
+    if (params.problem.add) fetch_sums<C>(params, tile, parts, ring);
+  }
 }
 
 // By a warp: all tiles of this block, found 32 at a time.

@@ -214,13 +214,13 @@ struct Multiplier {
           if (i + row < rows && column < columns) store_word(at, got);
         }
       }
+      if (add) show_shared();  // it has been read, before the copy engine writes there again
+      __syncwarp();            // and the next columns, or the next tile's, come into the same buffers
       if (add) {
-        __syncwarp();
         ring.release(ring.slot);
         ring.advance();
       }
     }
-    __syncwarp();  // the next tile's come into the same buffers
   }
 
   // As they are, to shared memory, [row][column].

@@ -21,39 +21,49 @@ int rows_of_tile(const GroupedGemmParams& p, bool over_rows) {
   return narrow ? 256 : 128;
 }
 
+// Tiles beside each other; of a pair, two are one.
+template <typename C>
+int64_t tile_columns(const GroupedGemmParams& p) {
+  return ceil_div(C::kOverRows ? p.left_columns : p.right_columns, C::kPair * C::kColumns);
+}
+
 // As many as there can be: the host may not know the boundaries.
 template <typename C>
 int64_t most_tiles(const GroupedGemmParams& p) {
-  if (C::kOverRows)
-    return ceil_div(p.right_columns, C::kRows) * ceil_div(p.left_columns, C::kColumns) * p.groups;
-  return most_row_tiles(p.rows, p.groups, C::kRows) * ceil_div(p.right_columns, C::kColumns);
+  if (C::kOverRows) return ceil_div(p.right_columns, C::kRows) * tile_columns<C>(p) * p.groups;
+  return most_row_tiles(p.rows, p.groups, C::kRows) * tile_columns<C>(p);
 }
 
+int64_t pairs_at_once() { return std::max(multiprocessors_cuda() / 2, 1); }
+
 // Of so many blocks each, that run at the same time.
-int64_t clusters_at_once(int64_t multiprocessors, int blocks) {
+int64_t clusters_at_once(int blocks) {
   // Of the multiprocessors that share what a cluster needs there are 16 to 18 in the full groups, and fewer
   // in one: of 132 there were places for 15 clusters of 8.
   constexpr int kNeighbours = 16;
-  if (blocks == 1) return multiprocessors;
+  const int64_t multiprocessors = multiprocessors_cuda();
   return std::max<int64_t>(multiprocessors / kNeighbours * (kNeighbours / blocks) - 1, 1);
+}
+
+template <typename C>
+int64_t rounds_of_tiles(const GroupedGemmParams& p, int64_t at_once) {
+  // Most groups end with a tile that is not whole.
+  const int64_t rows = ceil_div(p.rows, C::kRows) + p.groups / 2;
+  return ceil_div(C::kOverRows ? most_tiles<C>(p) : rows * tile_columns<C>(p), at_once);
 }
 
 // Blocks that share a tile, or 1 for pairs: what takes least time, counted in stages. It follows from sizes
 // and the device, so that the order of sums does.
-template <typename C>
+template <typename Pairs, typename Cluster>
 int blocks_of_tile(const GroupedGemmParams& p) {
   constexpr int kOfTile = 4, kOfCluster = 10;  // to begin and to store; to begin together and to add up
-  const int64_t depth = C::kOverRows ? ceil_div(p.rows, p.groups) : p.left_columns;
-  // Most groups end with a tile that is not whole.
-  const int64_t tiles =
-      C::kOverRows ? most_tiles<C>(p)
-                   : (ceil_div(p.rows, C::kRows) + p.groups / 2) * ceil_div(p.right_columns, C::kColumns);
-  const int64_t multiprocessors = multiprocessors_cuda();
+  const int64_t depth = Pairs::kOverRows ? ceil_div(p.rows, p.groups) : p.left_columns;
+  const int64_t stages = ceil_div(depth, kSpan);
   int best = 1;
-  int64_t least = INT64_MAX;
-  for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
-    const int64_t stages = ceil_div(ceil_div(depth, kSpan), blocks) + kOfTile + (blocks > 1 ? kOfCluster : 0);
-    const int64_t time = ceil_div(tiles, clusters_at_once(multiprocessors, blocks)) * stages;
+  int64_t least = rounds_of_tiles<Pairs>(p, pairs_at_once()) * (stages + kOfTile);
+  for (int blocks = 2; blocks <= kMostBlocks; ++blocks) {
+    const int64_t time = rounds_of_tiles<Cluster>(p, clusters_at_once(blocks)) *
+                         (ceil_div(stages, blocks) + kOfTile + kOfCluster);
     if (time < least) best = blocks, least = time;
   }
   return best;
@@ -95,23 +105,21 @@ int launch_kernel(void (*kernel)(Params), const Params& params, int64_t blocks, 
 template <typename T, Form kForm, int kRows>
 int launch_tiles(const GroupedGemmParams& p, CUstream_st* stream) {
   using Pairs = Config<T, kForm, kRows, false>;
-  using Shared = Config<T, kForm, kRows, true>;
+  using Cluster = Config<T, kForm, kRows, true>;
   Params params;
   params.problem = p;
-  params.blocks = blocks_of_tile<Shared>(p);
-  if (!make_maps<Shared>(p, params)) return cudaErrorInvalidValue;
+  params.blocks = blocks_of_tile<Pairs, Cluster>(p);
+  if (!make_maps<Pairs>(p, params)) return cudaErrorInvalidValue;
   if (params.blocks > 1) {
-    return launch_kernel(grouped_gemm_cluster_kernel<Shared>, params, most_tiles<Shared>(p) * params.blocks,
+    return launch_kernel(grouped_gemm_cluster_kernel<Cluster>, params, most_tiles<Cluster>(p) * params.blocks,
                          params.blocks, stream);
   }
-  constexpr int kPair = Pairs::kPair;
-  const int64_t blocks = std::max(multiprocessors_cuda() / kPair, 1) * kPair;
   auto kernel = grouped_gemm_kernel<Pairs, false>;
   if constexpr (!Pairs::kOverRows) {
     const auto there = [](const void* bias) { return bias != nullptr; };
     if (p.add || std::any_of(p.bias, p.bias + p.groups, there)) kernel = grouped_gemm_kernel<Pairs, true>;
   }
-  return launch_kernel(kernel, params, blocks, kPair, stream);
+  return launch_kernel(kernel, params, pairs_at_once() * Pairs::kPair, Pairs::kPair, stream);
 }
 
 template <typename T, Form kForm>

@@ -96,7 +96,7 @@ struct Config {
   static constexpr int kWarpChannels = kChannelsPerLane * (kWarp / kGroup);
   static constexpr int kChannels = kWarpChannels * kRecurrenceWarps;  // of a block
   static constexpr int kVector = kChannels / kLanesOfRow;             // of an element-wise thread
-  // Loads come a tile earlier where registers for them pay: 16 bits, few lanes a channel, no third block.
+  // Loads come a tile earlier where registers for them pay: 16 bits, 16 states in two blocks, or 8 states.
   static constexpr bool kAhead =
       kAligned && !kPrepass && sizeof(T) == 2 && ((kGroup == 4 && kMinBlocks == 2) || kGroup == 2);
 

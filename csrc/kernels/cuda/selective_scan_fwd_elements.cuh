@@ -286,7 +286,7 @@ struct ElementWise {
     }
   }
 
-  // Where blocks are few, a tile takes less time than a load from memory: lines are asked for two tiles
+  // Where blocks are few, a tile takes less time than a load from memory: lines are asked for an iteration
   // before they are loaded.
   __device__ void prefetch(int32_t raw) const {
     const int32_t row = p.order.clamp_row(raw);

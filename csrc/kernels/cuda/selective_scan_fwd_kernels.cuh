@@ -58,8 +58,8 @@ int launch(const ForwardArgs& base, CUstream_st* stream) {
       cudaFuncSetAttribute(scan_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(blocks));
-  // After the passes over chunks, where blocks take all places but a few: otherwise they would lie unevenly.
-  // A second launch, for more states, reads what the first one writes.
+  // After the passes over chunks, where some multiprocessors hold as many blocks as they can in any case:
+  // fewer would lie unevenly. A second launch, for more states, reads what the first one writes.
   const int64_t processors = multiprocessors_cuda();
   const bool even = blocks <= K::kMinBlocks * processors && blocks > (K::kMinBlocks - 1) * processors;
   if (args.unit_state != nullptr && args.first_launch && even) {

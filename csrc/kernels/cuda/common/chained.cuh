@@ -12,14 +12,16 @@
 // about a microsecond. Where device and code can (compute capability 9.0 and up), a chained kernel is brought
 // onto the multiprocessors while the one before it ends, and waits there:
 //
-//   wait_for_previous()  by every thread, also of blocks without work. From here on all work before this
-//                        kernel is done and visible; before it, nothing may be read or written that earlier
-//                        work touches. A kernel that did not wait could end early, and the next one with it.
+//   wait_for_previous()  in every block, also one without work, and by every thread before it touches
+//                        anything that earlier work touches (or behind a barrier after a thread that did).
+//                        From here on all work before this kernel is done and visible. A kernel that did not
+//                        wait could end early, and the next one with it.
 //   let_next_begin()     by every block, at any time: the next kernel's blocks may take free places
 //
 // A kernel that is launched in another way finds both without effect. Chaining is for short kernels: blocks
 // that come early go where there is place at that moment, so a kernel of about one long block a
-// multiprocessor would lie unevenly (the scan after a convolution: 386 instead of 166 microseconds).
+// multiprocessor would lie unevenly (the scan after a convolution: 386 instead of 166 microseconds), unless
+// it takes all places.
 
 namespace mixture_of_mamba {
 
