@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/common/element.cuh"
+#include "kernels/cuda/common/group_boundary.cuh"
 #include "kernels/few_rows.h"
 
 // Which rows a block of the projections of few rows has.
@@ -14,10 +15,7 @@ struct Range {
 };
 
 __device__ __forceinline__ Range rows_of(const FewRowsParams& p, int modality) {
-  const auto boundary = [&](int m) {
-    return p.offsets != nullptr ? min(max(p.offsets[m], 0), p.rows) : p.begin[m];
-  };
-  return {boundary(modality), modality < p.modalities ? boundary(modality + 1) : p.rows};
+  return {boundary_of(p, modality), modality < p.modalities ? boundary_of(p, modality + 1) : p.rows};
 }
 
 template <typename T>

@@ -21,6 +21,7 @@
 
 #include <cuda.h>
 
+#include "kernels/cuda/common/group_boundary.cuh"
 #include "kernels/cuda/common/warpgroup.cuh"
 #include "kernels/grouped_gemm.h"
 
@@ -84,9 +85,7 @@ struct Groups {
 
   __device__ void find(const GroupedGemmParams& p, bool sort) {
     for (int g = threadIdx.x; g < p.groups + 2; g += kThreads) {
-      begin[g] = g > p.groups           ? p.rows
-                 : p.offsets == nullptr ? p.begin[g]
-                                        : min(max(p.offsets[g], 0), p.rows);
+      begin[g] = g > p.groups ? p.rows : boundary_of(p, g);
     }
     __syncthreads();
     if (!sort) return;

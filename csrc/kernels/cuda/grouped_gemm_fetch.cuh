@@ -4,7 +4,6 @@
 // The warp that fetches: a ring of stages, in whose slots it lays tiles and operands.
 
 #include "kernels/cuda/common/bulk_tensor.cuh"
-#include "kernels/cuda/common/cluster.cuh"
 #include "kernels/cuda/grouped_gemm.cuh"
 
 namespace mixture_of_mamba::grouped_gemm {

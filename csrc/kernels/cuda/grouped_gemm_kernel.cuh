@@ -4,6 +4,7 @@
 // The kernels of grouped_gemm.cuh.
 
 #include "kernels/cuda/common/chained.cuh"
+#include "kernels/cuda/common/cluster.cuh"
 #include "kernels/cuda/grouped_gemm_multiply.cuh"
 
 namespace mixture_of_mamba::grouped_gemm {

@@ -81,7 +81,7 @@ bool make_maps(const GroupedGemmParams& p, Params& params) {
   }
   bool made = map(params.part_of_left, p.left, p.rows, p.left_columns, kPart) &&
               map(params.half_of_left, p.left, p.rows, p.left_columns, C::kRows / 2) &&
-              map(params.part_of_sum, result, p.rows, p.right_columns, kPart);
+              (!p.add || map(params.part_of_sum, result, p.rows, p.right_columns, kPart));
   for (int g = 0; made && g < p.groups; ++g) {
     const ConstRows matrix{p.matrix[g], p.matrix_stride[g]};
     made = C::kForm == Form::kTransposed

@@ -16,10 +16,14 @@ Tensor index_tensor(const char* op, const char* name, const Tensor& tensor, cons
   return packed(to_dtype(tensor, Dtype::Int));
 }
 
-void require_boundaries(const char* op, const char* name, const Tensor& tensor, int64_t end, bool exact_end) {
-  if (!tensor.is_cpu()) return;
-  const int32_t* values = tensor.const_data_ptr<int32_t>();
+// 0 and what follows it, up to `end`; as many as `count_name` and one.
+Tensor boundary_tensor(const char* op, const char* name, const char* count_name, const Tensor& given,
+                       const Tensor& activation, int64_t end, bool exact_end) {
+  const Tensor tensor = index_tensor(op, name, given, activation);
   const int64_t count = tensor.numel();
+  require(count >= 2, op, name, " must have ", count_name, " + 1 >= 2 elements, got ", count);
+  if (!tensor.is_cpu()) return tensor;
+  const int32_t* values = tensor.const_data_ptr<int32_t>();
   require(values[0] == 0, op, name, " must begin with 0, got ", values[0]);
   for (int64_t i = 1; i < count; ++i) {
     require(values[i] >= values[i - 1], op, name, " must not decrease, got ", values[i - 1], " before ",
@@ -28,6 +32,7 @@ void require_boundaries(const char* op, const char* name, const Tensor& tensor, 
   const int32_t last = values[count - 1];
   require(exact_end ? last == end : last <= end, op, name, " must end ", exact_end ? "with " : "at most at ",
           end, " (batch * length), got ", last);
+  return tensor;
 }
 
 }  // namespace
@@ -53,18 +58,13 @@ Order::Order(const char* op, const Tensor& activation, const OptionalTensor& row
     }
   }
   if (offsets) {
-    offsets_ = index_tensor(op, "offsets", *offsets, activation);
-    require(offsets_->numel() >= 2, op, "offsets must have num_modalities + 1 >= 2 elements, got ",
-            offsets_->numel());
-    require_boundaries(op, "offsets", *offsets_, order_.tokens, false);
+    offsets_ = boundary_tensor(op, "offsets", "num_modalities", *offsets, activation, order_.tokens, false);
     order_.offsets = offsets_->const_data_ptr<int32_t>();
     order_.modalities = static_cast<int32_t>(offsets_->numel() - 1);
   }
   if (cu_seqlens) {
-    cu_seqlens_ = index_tensor(op, "cu_seqlens", *cu_seqlens, activation);
-    require(cu_seqlens_->numel() >= 2, op, "cu_seqlens must have sequences + 1 >= 2 elements, got ",
-            cu_seqlens_->numel());
-    require_boundaries(op, "cu_seqlens", *cu_seqlens_, order_.tokens, true);
+    cu_seqlens_ =
+        boundary_tensor(op, "cu_seqlens", "sequences", *cu_seqlens, activation, order_.tokens, true);
     order_.cu_seqlens = cu_seqlens_->const_data_ptr<int32_t>();
     order_.sequences = cu_seqlens_->numel() - 1;
   }

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/common/cluster.cuh"
+
 // Tiles of matrices on their way into shared memory by the copy engine (TMA), and the barriers that count
 // their bytes. Compute capability 9.0 and up.
 
@@ -27,11 +29,8 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
 // At the barrier that a block of the cluster has at this address. Without a fence: it tells that something
 // has been read, not that something was written.
 __device__ __forceinline__ void arrive_at_block(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_of_block(barrier, rank))
+               : "memory");
 }
 
 // The phase ends only when so many bytes have come as well.

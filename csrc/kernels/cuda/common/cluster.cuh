@@ -36,16 +36,23 @@ __device__ __forceinline__ void wait_for_cluster() {
 #endif
 }
 
+// Where a block of the cluster has what this block has at this address of its shared memory.
+__device__ __forceinline__ uint32_t address_of_block(uint32_t address, uint32_t rank) {
+  uint32_t there = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+#endif
+  return there;
+}
+
 // A float of a block of the cluster, by its address in this block's shared memory.
 __device__ __forceinline__ float load_of_block(uint32_t address, uint32_t rank) {
   float value = 0.0f;
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [there];\n}"
-      : "=f"(value)
-      : "r"(address), "r"(rank)
-      : "memory");
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(value)
+               : "r"(address_of_block(address, rank))
+               : "memory");
 #endif
   return value;
 }
@@ -54,8 +61,7 @@ __device__ __forceinline__ float load_of_block(uint32_t address, uint32_t rank) 
 template <int kCount>
 __device__ __forceinline__ void add_of_block(uint32_t address, uint32_t rank, float (&values)[kCount]) {
 #if __CUDA_ARCH__ >= 900
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  const uint32_t there = address_of_block(address, rank);
 #pragma unroll
   for (int i = 0; i < kCount; i += 4) {
     float4 four;
