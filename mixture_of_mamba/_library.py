@@ -41,6 +41,7 @@ OPERATORS = (
     "selective_scan_step",
     "mamba_block",
     "mamba_block_backward",
+    "mamba_block_step",
 )
 
 # Keeps registrations made from Python alive for the life of the process.

@@ -27,8 +27,8 @@ class Routing:
         rows: int32 ``[tokens]``, time position -> sorted row.
         order: int32 ``[tokens]``, sorted row -> time position.
         offsets: int32 ``[num_modalities + 1]``; modality ``m`` owns rows ``offsets[m] .. offsets[m + 1]``.
-        host_offsets: the same as int64 on the CPU, or None. With it every projection is a loop of plain
-            GEMMs; without, everything stays on the device and a CUDA graph may be replayed with another mix.
+        host_offsets: the same as int64 on the CPU, or None. With it the host knows who owns
+            which rows; without, everything stays on the device and a CUDA graph may be replayed with another mix.
         has_padding: False when it is known that no token is padding.
         shape: ``(batch, length)`` of the ids.
     """

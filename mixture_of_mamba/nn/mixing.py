@@ -19,6 +19,7 @@ from mixture_of_mamba.nn.modality_linear import (
     is_plain_linear,
     is_watched,
     linear_of_all,
+    linear_per_modality,
     plain_parameters,
 )
 from mixture_of_mamba.nn.per_row import of_rows
@@ -27,7 +28,6 @@ from mixture_of_mamba.nn.state import MambaState
 from mixture_of_mamba.ops import (
     causal_conv1d,
     causal_conv1d_step,
-    grouped_linear,
     mamba_block,
     mamba_block_step,
     selective_scan,
@@ -253,13 +253,14 @@ def _dt_and_bias(
     dt_proj: nn.Linear | ModalityLinear, dt_low: Tensor, routing: Routing | None
 ) -> tuple[Tensor, Tensor | None]:
     if isinstance(dt_proj, ModalityLinear):
-        assert routing is not None
         parameters = _plain_parameters(dt_proj)
         if parameters is None:
             return dt_proj(dt_low, routing), None
         weights, biases = parameters
-        dt = grouped_linear(dt_low, dt_proj.with_shared(weights), None, routing.offsets, routing.host_offsets)
-        return dt, torch.stack(biases) if biases else None
+        dt = linear_per_modality(dt_low, dt_proj.with_shared(weights), [], routing)
+        if not biases:
+            return dt, None
+        return dt, biases[0] if routing is None else torch.stack(biases)
     if not is_plain_linear(dt_proj):
         return apply_to_all(dt_proj, dt_low, routing), None
     return linear_of_all(dt_low, dt_proj.weight, None, routing), dt_proj.bias

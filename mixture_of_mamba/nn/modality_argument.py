@@ -46,7 +46,7 @@ def routing_of(
                 f"modality must lie in 0 .. num_modalities - 1 = {layer.num_modalities - 1} when it is an int, "
                 f"got {modality}"
             )
-        if not layer.decouple and not needed:
+        if not needed and _treats_all_alike(layer):
             return None
         modality = torch.full(x.shape[:2], int(modality), dtype=torch.int64, device="cpu")
     if isinstance(modality, Tensor):
@@ -67,6 +67,11 @@ def routing_of(
             f"modality must have the batch and length of x, {list(x.shape[:2])}, got {list(modality.shape)}"
         )
     return modality
+
+
+def _treats_all_alike(layer: MixtureOfMamba) -> bool:
+    one = layer.num_modalities == 1 and layer.A_log.dim() == 2 and layer.D.dim() == 1
+    return one or not layer.decouple
 
 
 def _ids_from_masks(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -130,26 +131,31 @@ class ModalityLinear(nn.ModuleList):
         """The shared expert added to each, where there is one. For plain children."""
         return weights if self.shared is None else [weight + self.shared.weight for weight in weights]
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``."""
+    def forward(self, x: Tensor, routing: Routing | None) -> Tensor:
+        """``x [batch, length, in_features]`` with rows in sorted order -> ``[batch, length, out_features]``.
+
+        One modality needs no routing.
+        """
         if not isinstance(routing, Routing) or routing.num_modalities != len(self):
-            got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
-            raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
+            if routing is not None or len(self) > 1:
+                got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
+                raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
         parameters = self.plain_parameters()
         if parameters is None:
             y = apply_per_modality(self, x, routing)
         else:
             weights, biases = parameters
-            summed = routing.num_tokens >= SUM_WEIGHTS_FROM_ROWS
-            weights = self.with_shared(weights) if summed else weights
-            y = grouped_linear(x, weights, biases or None, routing.offsets, routing.host_offsets)
+            summed = math.prod(x.shape[:-1]) >= SUM_WEIGHTS_FROM_ROWS
+            y = linear_per_modality(x, self.with_shared(weights) if summed else weights, biases, routing)
             if summed:
                 return y
         return y if self.shared is None else y + apply_to_all(self.shared, x, routing)
 
 
-def apply_per_modality(modules: nn.ModuleList | list[nn.Module], x: Tensor, routing: Routing) -> Tensor:
+def apply_per_modality(modules: nn.ModuleList | list[nn.Module], x: Tensor, routing: Routing | None) -> Tensor:
     """Call each module on its rows. Needs the row boundaries on the host (one wait when they are not)."""
+    if routing is None:
+        return cast(Tensor, modules[0](x))
     host_offsets = routing.with_host_offsets().host_offsets
     assert host_offsets is not None
     boundaries: list[int] = host_offsets.tolist()
@@ -171,6 +177,13 @@ def apply_to_all(module: nn.Module, x: Tensor, routing: Routing | None) -> Tenso
     if routing is None or not routing.has_padding:
         return cast(Tensor, module(x))
     return apply_per_modality([module], x, routing.merged())
+
+
+def linear_per_modality(x: Tensor, weights: list[Tensor], biases: list[Tensor], routing: Routing | None) -> Tensor:
+    """One weight per modality and as many biases or none; without a routing there is one modality."""
+    if routing is None:
+        return linear_of_all(x, weights[0], biases[0] if biases else None, None)
+    return grouped_linear(x, weights, biases or None, routing.offsets, routing.host_offsets)
 
 
 def linear_of_all(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing | None) -> Tensor:

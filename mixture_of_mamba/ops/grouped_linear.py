@@ -34,8 +34,9 @@ def grouped_linear(
         weight: one ``[out_features, in_features]`` per modality, cast to the dtype of ``x``.
         bias: one ``[out_features]`` per modality, or None.
         offsets: int32 ``[modalities + 1]``, on the device of ``x``; rows beyond the last are padding.
-        host_offsets: int64 ``[modalities + 1]`` on the CPU, the same values. With it the op is a loop of plain
-            GEMMs (of few rows one kernel); without, on a GPU, everything stays on the device.
+        host_offsets: int64 ``[modalities + 1]`` on the CPU, the same values. With it the op may be a
+            loop of plain GEMMs; without, on a GPU, everything stays on the device. In 16 bits on compute capability
+            9.0 all modalities are one kernel either way.
 
     Returns:
         ``[..., out_features]``, contiguous, in the dtype of ``x``. Gradients of a modality without rows are 0.

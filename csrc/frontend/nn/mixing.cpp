@@ -40,9 +40,13 @@ Tensor decay_rates(const MixtureOfMambaImpl& layer) {
   return -torch::exp(A_log.to(torch::promote_types(A_log.scalar_type(), torch::kFloat32)));
 }
 
+Tensor first(const std::vector<Tensor>& tensors) { return tensors.empty() ? Tensor() : tensors.front(); }
+
+// Without a routing nothing tells tokens apart: there is one modality, or one projection for all.
 Tensor project(const nn::Projection& projection, const Tensor& x, const OptionalRouting& routing) {
   const torch::nn::Linear& shared = projection.shared;
   if (shared) return linear_of_all(x, shared->weight, shared->bias, routing);
+  if (!routing) return linear_of_all(x, projection.weights()[0], first(projection.biases()), routing);
   return projection.decoupled.ptr()->forward(x, *routing);
 }
 
@@ -81,6 +85,9 @@ ScanInputs scan_inputs(MixtureOfMambaImpl& layer, const Tensor& u, const Optiona
   if (const torch::nn::Linear& shared = layer.dt_proj.shared) {
     inputs.dt = linear_of_all(low, shared->weight, Tensor(), routing);
     inputs.dt_bias = shared->bias;
+  } else if (!routing) {
+    inputs.dt = linear_of_all(low, layer.dt_proj.weights()[0], Tensor(), routing);
+    inputs.dt_bias = layer.dt_proj.biases()[0];
   } else {
     inputs.dt = grouped_linear(low, layer.dt_proj.weights(), {}, routing->offsets, routing->host_offsets);
     inputs.dt_bias = torch::stack(layer.dt_proj.biases());

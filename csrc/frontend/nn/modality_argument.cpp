@@ -38,7 +38,8 @@ OptionalRouting routing_of(const nn::MixtureOfMambaImpl& layer, const Tensor& x,
   require_value(id >= 0 && (modalities == 1 || id < modalities),
                 "modality must lie in 0 .. num_modalities - 1 = {} when it is an int, got {}", modalities - 1,
                 id);
-  if (layer.options.decouple().empty()) return std::nullopt;
+  const bool all_alike = modalities == 1 && layer.A_log.dim() == 2 && layer.D.dim() == 1;
+  if (all_alike || layer.options.decouple().empty()) return std::nullopt;
   return routing_of(layer, x, torch::full({x.size(0), x.size(1)}, modalities == 1 ? 0 : id, torch::kInt64));
 }
 

@@ -88,6 +88,12 @@ def test_options(cpp, options):
     assert_same(ours, theirs, torch.randn(2, 7, 8).double().requires_grad_(), torch.randint(-1, 3, (2, 7)))
 
 
+@pytest.mark.parametrize("options", [{}, {"shared_expert": PROJECTIONS, "dt_limit": (0.01, 0.1)}, {"decouple": ("D",)}])
+def test_one_modality_without_ids(cpp, options):
+    ours, theirs = pair(cpp, modalities=1, **options)
+    assert_same(ours, theirs, torch.randn(2, 7, 8).double().requires_grad_(), None)
+
+
 def test_packing_padding_and_states(cpp):
     ours, theirs = pair(cpp)
     x, ids = torch.randn(1, 12, 8).double().requires_grad_(), torch.randint(-1, 3, (1, 12))

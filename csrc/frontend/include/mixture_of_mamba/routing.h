@@ -22,7 +22,7 @@ struct Routing {
   torch::Tensor rows;     ///< int32 [tokens], time position -> sorted row
   torch::Tensor order;    ///< int32 [tokens], sorted row -> time position
   torch::Tensor offsets;  ///< int32 [modalities + 1]; modality m owns rows offsets[m] .. offsets[m + 1]
-  /// The same as int64 on the CPU, or none. With it every projection is a loop of plain GEMMs; without,
+  /// The same as int64 on the CPU, or none. With it the host knows who owns which rows; without,
   /// everything stays on the device.
   std::optional<torch::Tensor> host_offsets;
   bool has_padding;  ///< false when it is known that no token is padding

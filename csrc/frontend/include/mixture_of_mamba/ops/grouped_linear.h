@@ -11,8 +11,8 @@ namespace mixture_of_mamba {
 /// \param weight one [out_features, in_features] per modality, cast to the dtype of x.
 /// \param bias one [out_features] per modality, or empty.
 /// \param offsets int32 [modalities + 1], see Routing.
-/// \param host_offsets int64 on the CPU; with it the operator is a loop of plain GEMMs; without, on a GPU,
-/// all stays on the device. \return [..., out_features] in the dtype of x.
+/// \param host_offsets int64 on the CPU; with it the operator may be a loop of plain GEMMs; without, on a
+/// GPU, all stays on the device. \return [..., out_features] in the dtype of x.
 torch::Tensor grouped_linear(const torch::Tensor& x, at::TensorList weight, at::TensorList bias,
                              const torch::Tensor& offsets, const OptionalTensor& host_offsets = {});
 
