@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixture-of-Mamba: modality-aware Mamba layers on fused CPU and CUDA operators."""
 
+import importlib
+from types import ModuleType
+
 from mixture_of_mamba import _library
 from mixture_of_mamba.version import __version__
 
@@ -63,3 +66,12 @@ __all__ = [
     "selective_scan_step",
     "selective_state_update",
 ]
+
+_SUBMODULES = ("checkpoints", "integrations", "models", "reference")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Submodules that the package does not need itself are imported when they are named."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -76,9 +76,11 @@ def load() -> None:
             f"mixture_of_mamba needs torch >= 2.11, and this is torch {torch.__version__}: pip install --upgrade torch"
         )
     if not CPU_LIBRARY.exists():
+        folder = LIBRARY_FOLDER.parents[1]
+        in_sources = f"run `pip install -e .` in {folder}, or start Python elsewhere to use an installed package"
         raise ImportError(
-            f"mixture_of_mamba is not built: {CPU_LIBRARY} is missing; run `pip install .` in the source folder "
-            "(or tools/build_dev.sh)"
+            f"mixture_of_mamba is not built: {CPU_LIBRARY} is missing; "
+            f"{in_sources if (folder / 'CMakeLists.txt').exists() else REBUILD}"
         )
     try:
         torch.ops.load_library(CPU_LIBRARY)

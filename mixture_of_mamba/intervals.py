@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ["interval_of"]
@@ -17,5 +18,7 @@ def interval_of(positions: Tensor, boundaries: Tensor) -> Tensor:
         positions: integer ``[..]``.
         boundaries: integer ``[intervals + 1]``, not decreasing; an interval may be empty.
     """
-    # Not bucketize or searchsorted: Inductor's read a view from the start of its storage (CUDA, torch 2.11).
-    return (positions.unsqueeze(-1) >= boundaries[1:-1]).sum(-1)
+    if torch.compiler.is_compiling():  # Inductor's reads a view from the start of its storage (CUDA, torch 2.11)
+        boundaries = boundaries.clone()
+    found = torch.searchsorted(boundaries.contiguous(), positions.to(boundaries.dtype), right=True)
+    return (found - 1).clamp(0, boundaries.shape[0] - 2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from mixture_of_mamba.routing_forms import ids_from_index_lists, ids_from_masks,
 __all__ = ["Routing"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routing:
     """The tokens of one batch, sorted by modality.
 
@@ -70,7 +71,8 @@ class Routing:
         if ids.device.type == "cpu":
             host_offsets = offsets.to(torch.int64)
             if not torch.compiler.is_compiling():
-                has_padding = int(offsets[-1]) != ids.numel()
+                with contextlib.suppress(RuntimeError):  # fake, traced or vmapped: there is no number to read
+                    has_padding = int(offsets[-1]) != ids.numel()
         if device is not None:
             rows, order, offsets = (t.to(device, non_blocking=True) for t in (rows, order, offsets))
         return Routing(rows, order, offsets, host_offsets, has_padding, (ids.shape[0], ids.shape[1]))
@@ -161,6 +163,20 @@ class Routing:
     def num_tokens(self) -> int:
         return self.rows.shape[0]
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Routing:
+        """The same routing for layers on another device; ``host_offsets`` stay on the CPU."""
+        rows, order, offsets = (t.to(device, non_blocking=non_blocking) for t in (self.rows, self.order, self.offsets))
+        return replace(self, rows=rows, order=order, offsets=offsets)
+
+    def pin_memory(self) -> Routing:
+        """The same routing in page-locked memory, from where ``to(device, non_blocking=True)`` does not wait.
+
+        A ``DataLoader(pin_memory=True)`` calls it for a routing that its ``collate_fn`` made.
+        """
+        return replace(
+            self, rows=self.rows.pin_memory(), order=self.order.pin_memory(), offsets=self.offsets.pin_memory()
+        )
+
     def with_host_offsets(self) -> Routing:
         """The same routing with ``host_offsets``. On a GPU this waits for the device once."""
         if self.host_offsets is not None:
@@ -213,6 +229,6 @@ class Routing:
         if not isinstance(x, Tensor) or tuple(x.shape[:2]) != self.shape:
             got = list(x.shape) if isinstance(x, Tensor) else kind_of(x)
             raise ValueError(f"x must have shape [batch, length, ...] = {list(self.shape)}, got {got}")
-        if x.dim() == 2:
-            return permute_rows(x.unsqueeze(-1), index, inverse).squeeze(-1)
-        return permute_rows(x, index, inverse)
+        if x.dim() == 3:
+            return permute_rows(x, index, inverse)
+        return permute_rows(x.reshape(*self.shape, -1), index, inverse).view(x.shape)

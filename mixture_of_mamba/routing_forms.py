@@ -76,7 +76,7 @@ def ids_from_segments(
     if not isinstance(segments, Sequence) or len(segments) != batch:
         got = len(segments) if isinstance(segments, Sequence) else kind_of(segments)
         raise ValueError(f"segments must be a list with one list per row of the batch, {batch}, got {got}")
-    ids = torch.zeros(batch, length, dtype=torch.int64)
+    ids = torch.zeros(batch, length, dtype=torch.int64, device="cpu")
     for b, row in enumerate(segments):
         if not isinstance(row, (Sequence, Tensor)):
             raise ValueError(f"segments[{b}] must be a list of triples (modality, offset, length), got {kind_of(row)}")
@@ -139,7 +139,7 @@ def _positions(entry: Any, here: str, device: torch.device) -> Tensor:
         flat = entry
     else:
         try:
-            flat = torch.as_tensor(entry)
+            flat = torch.as_tensor(entry, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # what torch raises depends on what came
             raise ValueError(f"{here} must be an integer tensor or a list of integers, got {kind_of(entry)}") from None
         flat = (flat if flat.numel() else flat.long()).to(device, non_blocking=True)

@@ -55,7 +55,7 @@ std::ostream& operator<<(std::ostream& out, const Name& name);
 
 const char* name_of(Dtype dtype);  // "float32"
 bool is_floating(Dtype dtype);
-int64_t element_size(Dtype dtype);  // bytes; floating and integer dtypes of up to 8 bytes
+int64_t element_size(Dtype dtype);  // bytes
 
 // The kernels' type for a floating dtype; float64 is refused on CUDA.
 ScalarType kernel_type(const char* op, const Tensor& tensor, Dtype dtype);

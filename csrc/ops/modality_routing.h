@@ -18,8 +18,9 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> modality_routing(Tensor ids, int64_t num_modalities, bool checked) {
   const char* op = "modality_routing";
   const Dtype dtype = ids.scalar_type();
-  require(!is_floating(dtype) && dtype != Dtype::Bool, op, "ids must be an integer tensor, got ",
-          name_of(dtype));
+  const bool integer = dtype == Dtype::Long || dtype == Dtype::Int || dtype == Dtype::Short ||
+                       dtype == Dtype::Char || dtype == Dtype::Byte;
+  require(integer, op, "ids must be an integer tensor, got ", name_of(dtype));
   require(num_modalities >= 1 && num_modalities <= kMaxModalities, op, "num_modalities must be in 1 .. ",
           kMaxModalities, ", got ", num_modalities);
   const int64_t tokens = ids.numel();

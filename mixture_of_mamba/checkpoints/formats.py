@@ -16,7 +16,7 @@ from torch import Tensor
 from mixture_of_mamba.nn import PROJECTIONS
 from mixture_of_mamba.nn.mixing import NORMS
 
-__all__ = ["FORMATS", "OURS", "CheckpointError", "convert", "read_names", "write_name"]
+__all__ = ["FORMATS", "OURS", "PREFIX_HINT", "CheckpointError", "convert", "read_names", "write_name"]
 
 OURS = "mixture_of_mamba"
 
@@ -85,7 +85,9 @@ def convert(
     """
     tensors, unexpected = read_names(state_dict, source, prefix)
     if unexpected:
-        raise CheckpointError(f'state_dict is not a layer in the format "{source}"', unexpected=unexpected, hint=_HINT)
+        raise CheckpointError(
+            f'state_dict is not a layer in the format "{source}"', unexpected=unexpected, hint=PREFIX_HINT
+        )
     if target == "published":
         tensors = _without_shared_experts(tensors)
     for name, dims in (("A_log", 2), ("D", 1)):
@@ -110,7 +112,7 @@ def convert(
     return {new: tensors[name] for name, new in names.items() if new is not None}
 
 
-_HINT = "Entries of one layer inside a model are chosen with prefix, which ends in a dot."
+PREFIX_HINT = "Entries of one layer inside a model are chosen with prefix, which ends in a dot."
 
 
 def read_names(state_dict: Mapping[str, Tensor], source: str, prefix: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mixture_of_mamba.checkpoints.formats import (
     FORMATS,
     OURS,
+    PREFIX_HINT,
     CheckpointError,
     read_names,
     without_unused_bias,
@@ -54,14 +55,19 @@ def load(layer: MixtureOfMamba, state_dict: Mapping[str, Tensor], format: str = 
         elif tensor.is_meta and not own[name].is_meta:
             mismatched[given(name)] = "must have values, got a tensor on the meta device"
     if missing or unexpected or mismatched:
-        hint = "A dense layer's weights become a mixture's with upcycle." if FORMATS[format] is None else ""
+        nothing_fits = len(missing) == len(own)
+        hint = ""
+        if nothing_fits:
+            hint = PREFIX_HINT
+        elif FORMATS[format] is None and layer.decouple:
+            hint = "A dense layer's weights become a mixture's with upcycle."
         raise CheckpointError(
             f'state_dict in the format "{format}" does not fit the layer '
             f"(d_model={layer.d_model}, num_modalities={layer.num_modalities}, decouple={layer.decouple})",
             missing,
             unexpected,
             mismatched,
-            hint if layer.decouple else "",
+            hint,
         )
     if not any(tensor.is_meta for tensor in own.values()):
         layer.load_state_dict(tensors)

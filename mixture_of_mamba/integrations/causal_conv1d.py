@@ -53,9 +53,16 @@ def causal_conv1d_fn(
         ``out [batch, channels, length]``, or ``(out, final_states)``.
     """
     silu = _use_silu(activation)
+    if x.dim() != 3:
+        raise ValueError(f"x must have shape [batch, channels, length], got {list(x.shape)}")
+    if weight.dim() != 2 or weight.shape[0] != x.shape[1]:
+        raise ValueError(
+            f"weight must have shape [channels, width] = [{x.shape[1]}, width] beside x [batch, channels, length], "
+            f"got {list(weight.shape)}"
+        )
     initial = None if initial_states is None else initial_states.transpose(1, 2)
     tokens = x.transpose(1, 2)
-    if seq_idx is None:
+    if seq_idx is None or seq_idx.numel() == 0:
         y, final = causal_conv1d(tokens, weight, bias, initial_state=initial, silu=silu)
     else:
         batch, length = seq_idx.shape

@@ -17,19 +17,47 @@ from mixture_of_mamba.ops._registration import accumulation_dtype
 __all__ = ["mamba_inner_fn", "selective_scan_fn", "selective_state_update"]
 
 
+def _check_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """In this interface's layout; the operators would speak of their own."""
+    if u.dim() != 3:
+        raise ValueError(f"u must have shape [batch, channels, length], got {list(u.shape)}")
+    batch, channels, length = u.shape
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A must have shape [channels, states] = [{channels}, states], got {list(A.shape)}")
+    states = A.shape[1]
+    for name, value in (("delta", delta), ("z", z)):
+        if value is not None and value.shape != u.shape:
+            raise ValueError(
+                f"{name} must have shape [batch, channels, length] = {list(u.shape)}, got {list(value.shape)}"
+            )
+    for name, value in (("D", D), ("delta_bias", delta_bias)):
+        if value is not None and tuple(value.shape) != (channels,):
+            raise ValueError(f"{name} must have shape [channels] = [{channels}], got {list(value.shape)}")
+    for name, matrix in (("B", B), ("C", C)):
+        shape = tuple(matrix.shape)
+        fits = {2: shape == (channels, states), 3: shape == (batch, states, length)}
+        fits[4] = shape[:1] + shape[2:] == (batch, states, length)
+        if not fits.get(matrix.dim(), False):
+            raise ValueError(
+                f"{name} must have shape [batch, states, length] = [{batch}, {states}, {length}], [batch, groups, "
+                f"states, length] or [channels, states] = [{channels}, {states}], got {list(shape)}"
+            )
+
+
 def _tokens(matrix: Tensor, u: Tensor, name: str) -> Tensor:
     """B or C as ``[batch, groups, length, states]``."""
     if matrix.is_complex():
         raise NotImplementedError(f"{name} must be real-valued, got {matrix.dtype}")
-    batch, _, length = u.shape
-    if matrix.dim() == 3:
-        return matrix.transpose(1, 2).unsqueeze(1)
-    if matrix.dim() == 4:
-        return matrix.transpose(2, 3)
-    raise ValueError(
-        f"{name} must have shape [batch, states, length] = [{batch}, states, {length}] or [batch, groups, states, "
-        f"length], got {list(matrix.shape)}"
-    )
+    return matrix.transpose(1, 2).unsqueeze(1) if matrix.dim() == 3 else matrix.transpose(2, 3)
 
 
 def selective_scan_fn(
@@ -60,6 +88,7 @@ def selective_scan_fn(
     """
     if A.is_complex():
         raise NotImplementedError(f"A must be real-valued, got {A.dtype}")
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     if B.dim() == 2 or C.dim() == 2:
         return _constant_matrices(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     B, C = _tokens(B, u, "B"), _tokens(C, u, "C")

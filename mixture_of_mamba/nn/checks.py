@@ -8,10 +8,11 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mixture_of_mamba.nn.state import MambaState
+from mixture_of_mamba.nn.state import MambaState, checked_ssm_dtype
 
-__all__ = ["check_options", "check_state", "checked_names"]
+__all__ = ["check_conv_state", "check_cu_seqlens", "check_options", "check_state", "check_step_state", "checked_names"]
 
 
 def checked_names(
@@ -58,11 +59,39 @@ def check_options(
         raise ValueError(f'dt_init must be "random" or "constant", got {dt_init!r}')
     if memory not in ("default", "lean"):
         raise ValueError(f'memory must be "default" or "lean", got {memory!r}')
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating type, got {dtype}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating type, got {dtype!r}")
+    if dtype is not None and dtype.itemsize < 2:
+        raise ValueError(f"dtype must have at least 16 bits, got {dtype}")
 
 
 def check_state(state: object, *, needed: bool = False) -> None:
     """Shapes and dtypes are the operators' to check: they know the sequences."""
     if not isinstance(state, MambaState) and (needed or state is not None):
         raise ValueError(f"state must be a MambaState (allocate_state, return_state), got {type(state).__name__}")
+
+
+def check_cu_seqlens(cu_seqlens: object) -> None:
+    """Its values are the operators' to check."""
+    if cu_seqlens is not None and not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens must be an int32 tensor [sequences + 1], got {type(cu_seqlens).__name__}")
+
+
+def check_conv_state(state: MambaState, dtype: torch.dtype) -> None:
+    """Of a step whose activations have ``dtype``: the operators would not say what to do."""
+    if state.conv.dtype != dtype:
+        raise ValueError(
+            f"state.conv must have the dtype of the activations (autocast's under autocast), {dtype}, got "
+            f"{state.conv.dtype}: allocate_state(batch, dtype={dtype}), or state.to(dtype={dtype}) after a prefill"
+        )
+
+
+def check_step_state(state: MambaState, batch: int, channels: int, states: int) -> None:
+    """Of a step that is several operators: the scan's would refuse its part when the convolution's is written."""
+    ssm = state.ssm
+    if tuple(ssm.shape) != (batch, channels, states):
+        wanted = f"[batch = {batch}, d_inner = {channels}, d_state = {states}]"
+        raise ValueError(f"state.ssm must have shape {wanted}, got {list(ssm.shape)}")
+    if not ssm.is_contiguous():
+        raise ValueError(f"state.ssm must be contiguous, got strides {list(ssm.stride())}")
+    checked_ssm_dtype("state.ssm", ssm.dtype, state.conv.dtype)

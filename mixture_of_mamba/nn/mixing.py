@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from mixture_of_mamba.nn.checks import check_conv_state, check_step_state
 from mixture_of_mamba.nn.dt_limit import limited_dt
 from mixture_of_mamba.nn.modality_linear import (
     ModalityLinear,
@@ -180,13 +181,20 @@ def scan(
 
 def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: MambaState) -> Tensor:
     """:func:`mix` of one or a few tokens that updates the state in place."""
-    if not torch.is_autocast_enabled(x.device.type):
+    autocast = _is_autocast(x.device.type)
+    check_conv_state(state, torch.get_autocast_dtype(x.device.type) if autocast and x.itemsize < 8 else x.dtype)
+    if not autocast:
         parameters = block_parameters(layer, x, routing)
         if parameters is not None:
             return mamba_block_step(x, state.conv, state.ssm, *parameters, **_order_of_block(routing))
+    check_step_state(state, x.shape[0], layer.d_inner, layer.d_state)  # before the first part of it is written
     x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
     u = causal_conv1d_step(x, state.conv, *conv_parameters(layer), **_order(routing))
     return project(layer.out_proj, _scan_step(layer, u, z, routing, state.ssm), routing)
+
+
+def _is_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | None, state: Tensor) -> Tensor:
@@ -201,7 +209,11 @@ def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | N
 
 
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
+    """They are read, and the module is not called: padding, packing and states are the operator's."""
     conv = layer.conv1d
+    if "weight" not in conv._parameters:  # pruned, or torch.nn.utils.weight_norm: hooks make it anew before each call
+        for hook in conv._forward_pre_hooks.values():
+            hook(conv, ())
     return conv.weight.squeeze(1), conv.bias
 
 

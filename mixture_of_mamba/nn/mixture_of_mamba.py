@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor, nn
 
-from mixture_of_mamba.nn.checks import check_options, check_state, checked_names
+from mixture_of_mamba.nn.checks import check_cu_seqlens, check_options, check_state, checked_names
 from mixture_of_mamba.nn.dt_limit import checked_dt_limit
 from mixture_of_mamba.nn.inference_cache import InferenceParams, forward_with_cache
 from mixture_of_mamba.nn.initialisation import initialise, mark
@@ -260,8 +260,9 @@ class MixtureOfMamba(nn.Module):
                     "inference_params must come without sorted, cu_seqlens, state and return_state, or reverse"
                 )
             return forward_with_cache(self, x, inference_params, modality=modality, modality_masks=modality_masks)
-        routing = routing_of(self, x, modality, modality_masks, needed=reverse)
         check_state(state)
+        check_cu_seqlens(cu_seqlens)
+        routing = routing_of(self, x, modality, modality_masks, needed=reverse)
         if routing is not None and not sorted:
             x = routing.sort(x)
         walk = routing.reversed(cu_seqlens) if routing is not None and reverse else routing
@@ -280,8 +281,8 @@ class MixtureOfMamba(nn.Module):
         modality_masks: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Decode one or a few tokens ``[batch, length, d_model]``, updating ``state`` in place (inference only)."""
-        routing = routing_of(self, x, modality, modality_masks)
         check_state(state, needed=True)
+        routing = routing_of(self, x, modality, modality_masks)
         x = x if routing is None else routing.sort(x)
         y = decode(self, x, routing, state)
         return y if routing is None else routing.unsort(y)

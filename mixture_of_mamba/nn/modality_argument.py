@@ -27,6 +27,8 @@ def routing_of(
     needed: bool = False,
 ) -> Routing | None:
     """The routing that a call's arguments say, checked; None when there is nothing to route and it is not needed."""
+    if isinstance(x, Tensor) and x.is_nested:
+        raise ValueError("x must not be a nested tensor: put its sequences one after the other and give cu_seqlens")
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError(f"x must be a tensor of a floating type, got {kind_of(x)}")
     if x.dim() != 3 or x.shape[-1] != layer.d_model:

@@ -24,9 +24,13 @@ SUM_WEIGHTS_FROM_ROWS = 256
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether hooks run when ``module`` is called."""
+    """Whether something else runs when ``module`` is called: hooks, or a ``forward`` of this one instance."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
     )
 
 
@@ -83,10 +87,10 @@ class ModalityLinear(nn.ModuleList):
         self.in_features = in_features
         self.out_features = out_features
         self.num_modalities = num_modalities
-        shared = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype) if shared_expert else None
-        self.register_module("shared", shared)
-        if shared is not None:
-            nn.init.zeros_(shared.weight)
+        self.shared = None  # no entry among the modules, whose places del and insert count
+        if shared_expert:
+            self.shared = nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype)
+            nn.init.zeros_(self.shared.weight)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(module for name, module in self._modules.items() if module is not None and name != "shared")
@@ -136,10 +140,9 @@ class ModalityLinear(nn.ModuleList):
 
         One modality needs no routing.
         """
-        if not isinstance(routing, Routing) or routing.num_modalities != len(self):
-            if routing is not None or len(self) > 1:
-                got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
-                raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
+        got = routing.num_modalities if isinstance(routing, Routing) else type(routing).__name__
+        if got != len(self) and not (routing is None and len(self) == 1):
+            raise ValueError(f"routing must be a Routing of {len(self)} modalities, got {got}")
         parameters = self.plain_parameters()
         if parameters is None:
             y = apply_per_modality(self, x, routing)

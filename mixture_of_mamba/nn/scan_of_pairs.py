@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixture_of_mamba.nn.per_row import of_rows, with_bias
-from mixture_of_mamba.nn.state import checked_ssm_dtype
 from mixture_of_mamba.ops import selective_scan, selective_scan_step
 from mixture_of_mamba.routing import Routing
 
@@ -77,9 +76,6 @@ def scan_of_pairs_step(
 
     A state in a 16-bit dtype of ``u`` is computed in a copy, since the operator's activations are wide here.
     """
-    if not state.is_contiguous():
-        raise ValueError(f"state.ssm must be contiguous, got strides {list(state.stride())}")
-    checked_ssm_dtype("state.ssm", state.dtype, u.dtype)
     pairs = _pairs_of_state(state, A)
     u, delta, decay, ones = _pairs(u, dt, A, B, dt_bias, routing)
     wide = pairs.to(u.dtype)

@@ -21,7 +21,7 @@ def checked_ssm_dtype(argument: str, ssm_dtype: torch.dtype | None, dtype: torch
     return ssm_dtype or wide
 
 
-@dataclass
+@dataclass(eq=False)
 class MambaState:
     """State of one layer after some tokens, per sequence. Its size does not grow with the tokens seen.
 
@@ -55,12 +55,28 @@ class MambaState:
         self.conv[sequences] = state.conv
         self.ssm[sequences] = state.ssm.to(self.ssm.dtype)
 
-    def to(self, *, ssm_dtype: torch.dtype) -> MambaState:
-        """The same values with the scan's state in another dtype: a prefill's, which is float32, for steps in 16 bits.
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        ssm_dtype: torch.dtype | None = None,
+    ) -> MambaState:
+        """The same values elsewhere, for activations of another dtype, or with the scan's state in 16 bits.
 
-        As with a tensor's ``to``, what needs no change is shared with this state, ``conv`` always.
+        As with a tensor's ``to``, what needs no change is shared with this state.
+
+        Args:
+            device: by default where it is.
+            dtype: of ``conv``, and so of the activations, autocast's where a step runs under autocast.
+            ssm_dtype: of ``ssm``; by default what it is, or float32 (float64) where ``dtype`` does not go with that.
         """
-        return MambaState(self.conv, self.ssm.to(checked_ssm_dtype("ssm_dtype", ssm_dtype, self.conv.dtype)))
+        dtype = dtype or self.conv.dtype
+        if ssm_dtype is None and self.ssm.dtype == dtype:
+            ssm_dtype = dtype
+        ssm_dtype = checked_ssm_dtype("ssm_dtype", ssm_dtype, dtype)
+        device = device or self.conv.device
+        return MambaState(self.conv.to(device, dtype), self.ssm.to(device, ssm_dtype))
 
     def clone(self) -> MambaState:
         """A copy to come back to, for example before a block of tokens that is drawn again."""

@@ -8,9 +8,14 @@ together again, which for an operator with lists is half a millisecond on the ho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch._C import _are_functorch_transforms_active as in_transform
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from mixture_of_mamba.ops._registration import NAMESPACE, keep_alive
 
@@ -18,7 +23,10 @@ __all__ = ["forbid_double_backward", "register_autograd"]
 
 
 def register_autograd(
-    name: str, backward: Callable[..., Any], setup_context: Callable[[Any, tuple[Any, ...], Any], None]
+    name: str,
+    backward: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    for_derivative: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda arguments: arguments,
 ) -> None:
     """As ``torch.library.register_autograd``, for operators without keyword-only arguments.
 
@@ -27,6 +35,7 @@ def register_autograd(
         backward: ``(ctx, *grad_outputs)`` -> one gradient per argument, for a list a list. ``ctx.needs_input_grad``
             is nested alike.
         setup_context: ``(ctx, arguments, outputs)``, before the outputs are returned.
+        for_derivative: the arguments of a call whose derivative is wanted, from those that came.
     """
     overload = getattr(torch.ops.mixture_of_mamba, name).default
     schema = overload._schema
@@ -38,32 +47,38 @@ def register_autograd(
         with torch._C._AutoDispatchBelowAutograd():
             return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
-    class Node(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, call: _Call, *_: Any) -> Any:
+    def node_forward(ctx: Any, call: _Call, *_: Any) -> Any:
+        # Of torch.func's transforms there may be another one around this, which wants a derivative as well.
+        with torch.enable_grad() if in_transform() else nullcontext():
             outputs = below(call.keyset, call.arguments)
-            setup_context(ctx, call.arguments, outputs)
-            ctx.sizes = [len(call.arguments[i]) for i in lists]
-            call.return_sizes = [len(outputs[i]) for i in list_returns]
-            return _flatten(outputs, list_returns) if list_returns else outputs
+        setup_context(ctx, call.arguments, outputs)
+        ctx.sizes = [len(call.arguments[i]) for i in lists]
+        call.return_sizes = [len(outputs[i]) for i in list_returns]
+        return _flatten(outputs, list_returns) if list_returns else outputs
 
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            flat_needs = ctx.needs_input_grad
-            ctx.needs_input_grad = _nest(flat_needs[1:], lists, ctx.sizes)
-            try:
-                results = backward(ctx, *gradients)
-            finally:
-                ctx.needs_input_grad = flat_needs
-            return None, *_flatten(results if isinstance(results, tuple) else (results,), lists)
+    def node_backward(ctx: Any, *gradients: Any) -> Any:
+        flat_needs = ctx.needs_input_grad
+        ctx.needs_input_grad = _nest(flat_needs[1:], lists, ctx.sizes)
+        try:
+            results = backward(ctx, *gradients)
+        finally:
+            ctx.needs_input_grad = flat_needs
+        return None, *_flatten(results if isinstance(results, tuple) else (results,), lists)
 
-    Node.__name__ = Node.__qualname__ = f"{name}_node"
+    # Its name is that of the node in graphs and messages, and torch reads it when the class is made.
+    # Its base is that of torch.autograd.Function: a kernel is asked by torch.func's transforms for one level at a time.
+    methods = {"forward": staticmethod(node_forward), "backward": staticmethod(node_backward)}
+    node: Any = type(name, (_SingleLevelFunction,), methods)
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _forbid_tangents(name, _flatten(arguments, lists))
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             return below(keyset, arguments)
-        call = _Call(keyset, arguments + defaults[len(arguments) :])  # the dispatcher drops trailing defaults
-        outputs = Node.apply(call, *_flatten(call.arguments, lists))
+        arguments += defaults[len(arguments) :]  # the dispatcher drops trailing defaults
+        call = _Call(keyset, for_derivative(arguments))
+        with enable_single_level_autograd_function() if in_transform() else nullcontext():
+            outputs = node.apply(call, *_flatten(call.arguments, lists))
         return _nest(outputs, list_returns, call.return_sizes) if list_returns else outputs
 
     library = keep_alive(torch.library.Library(NAMESPACE, "IMPL"))
@@ -83,6 +98,16 @@ def forbid_double_backward(name: str) -> None:
         )
 
     register_autograd(name, backward, setup_context)
+
+
+def _forbid_tangents(name: str, values: Sequence[Any]) -> None:
+    """Without this, forward-mode derivatives would silently be zero."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(
+                f"{NAMESPACE}::{name} has no forward-mode derivative (jvp, jacfwd, dual tensors); reverse mode has "
+                "one, and mixture_of_mamba.reference has differentiable versions in plain torch"
+            )
 
 
 class _Call:

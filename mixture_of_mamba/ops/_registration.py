@@ -17,7 +17,9 @@ __all__ = [
     "given",
     "keep_alive",
     "lower_precision_autocast",
+    "mark_written",
     "num_sequences",
+    "register_fake",
     "vmap_by_loop",
 ]
 
@@ -57,6 +59,45 @@ def forbid_gradients(name: str, *inputs: Tensor | None) -> None:
         )
 
 
+def mark_written(*states: Tensor) -> None:
+    """What a step wrote in place, so that autograd sees it where a graph keeps the old values."""
+    if torch.compiler.is_compiling():  # there writing is a copy_ at the end, which marks it
+        return
+    for state in states:
+        if not state.is_inference():
+            torch.autograd.graph.increment_version(state)
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As ``torch.library.register_fake``, refusing tensors of several devices as the kernels do.
+
+    Otherwise one parameter on the meta device would make a call on a CPU return memory that nobody wrote.
+    """
+    names = [a.name for a in getattr(torch.ops.mixture_of_mamba, name).default._schema.arguments]
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*arguments: Any) -> Any:
+            first: tuple[str, torch.device] | None = None
+            for argument, value in zip(names, arguments, strict=False):  # without trailing defaults
+                if argument == "host_offsets":
+                    continue
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if not isinstance(tensor, Tensor):
+                        continue
+                    first = first or (argument, tensor.device)
+                    if tensor.device.type != first[1].type:
+                        raise RuntimeError(
+                            f"{NAMESPACE}::{name}: {argument} must be on the device of {first[0]} ({first[1]}), "
+                            f"got {tensor.device}"
+                        )
+            return fake(*arguments)
+
+        torch.library.register_fake(f"{NAMESPACE}::{name}")(checked)
+        return fake
+
+    return register
+
+
 def lower_precision_autocast(name: str, cast: Callable[[torch.dtype, tuple[Any, ...]], tuple[Any, ...]]) -> None:
     """Run the operator in the autocast dtype. ``cast`` maps the dtype and the arguments to cast arguments."""
     library = keep_alive(torch.library.Library(NAMESPACE, "IMPL"))
@@ -91,6 +132,8 @@ def vmap_by_loop(name: str) -> None:
                 return [at(index, d, a) for d, a in zip(dims, argument, strict=True)]
             return argument if dim is None else argument.select(dim, index)
 
+        if info.batch_size == 0:
+            raise RuntimeError(f"vmap over {NAMESPACE}::{name} must have a mapped dimension of at least 1, got 0")
         results = [
             overload(*(at(i, dim, argument) for dim, argument in zip(in_dims, arguments, strict=True)))
             for i in range(info.batch_size)

@@ -16,7 +16,9 @@ from mixture_of_mamba.ops._registration import (
     forbid_gradients,
     given,
     lower_precision_autocast,
+    mark_written,
     num_sequences,
+    register_fake,
     vmap_by_loop,
 )
 
@@ -73,11 +75,13 @@ def causal_conv1d_step(
 
     For inference only. ``state`` must be contiguous and have the dtype of ``x``.
     """
-    forbid_gradients("causal_conv1d_step", x, weight, bias)
-    return torch.ops.mixture_of_mamba.causal_conv1d_step.default(x, state, weight, bias, rows, offsets, silu)
+    forbid_gradients("causal_conv1d_step", x, state, weight, bias)
+    y = torch.ops.mixture_of_mamba.causal_conv1d_step.default(x, state, weight, bias, rows, offsets, silu)
+    mark_written(state)
+    return y
 
 
-@torch.library.register_fake("mixture_of_mamba::causal_conv1d")
+@register_fake("causal_conv1d")
 def _fake(
     x: Tensor,
     weight: Tensor,
@@ -92,7 +96,7 @@ def _fake(
     return x.new_empty(x.shape), x.new_empty(state_shape)
 
 
-@torch.library.register_fake("mixture_of_mamba::causal_conv1d_backward")
+@register_fake("causal_conv1d_backward")
 def _fake_backward(
     grad_y: Tensor,
     grad_final_state: Tensor | None,
@@ -111,7 +115,7 @@ def _fake_backward(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias, grad_state
 
 
-@torch.library.register_fake("mixture_of_mamba::causal_conv1d_step")
+@register_fake("causal_conv1d_step")
 def _fake_step(
     x: Tensor,
     state: Tensor,

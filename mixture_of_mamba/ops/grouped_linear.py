@@ -14,6 +14,7 @@ from mixture_of_mamba.ops._autograd import forbid_double_backward, register_auto
 from mixture_of_mamba.ops._registration import (
     cast_floating,
     lower_precision_autocast,
+    register_fake,
     vmap_by_loop,
 )
 
@@ -49,12 +50,12 @@ def grouped_linear(
     )
 
 
-@torch.library.register_fake("mixture_of_mamba::grouped_linear")
+@register_fake("grouped_linear")
 def _fake(x: Tensor, weight: list[Tensor], bias: list[Tensor], offsets: Tensor, host_offsets: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight[0].shape[0]))
 
 
-@torch.library.register_fake("mixture_of_mamba::grouped_linear_backward")
+@register_fake("grouped_linear_backward")
 def _fake_backward(
     grad: Tensor,
     x: Tensor,

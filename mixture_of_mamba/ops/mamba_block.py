@@ -16,7 +16,9 @@ from mixture_of_mamba.ops._registration import (
     forbid_gradients,
     given,
     lower_precision_autocast,
+    mark_written,
     num_sequences,
+    register_fake,
     vmap_by_loop,
 )
 from mixture_of_mamba.ops.selective_scan import CHECKPOINT_INTERVAL
@@ -85,7 +87,7 @@ def mamba_block(
         x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D, out_weight, out_bias
     )
     arguments += [rows, offsets, host_offsets, cu_seqlens, conv_state, ssm_state]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in _flat(arguments))
+    keep = False  # where a derivative is wanted, _for_derivative says otherwise
     y, new_conv_state, new_ssm_state, *_ = torch.ops.mixture_of_mamba.mamba_block.default(*arguments, lean, keep)
     return y, new_conv_state, new_ssm_state
 
@@ -121,7 +123,9 @@ def mamba_block_step(
     )
     arguments += [rows, offsets, host_offsets, conv_state, ssm_state]
     forbid_gradients("mamba_block_step", *_flat(arguments))
-    return torch.ops.mixture_of_mamba.mamba_block_step.default(*arguments)
+    y = torch.ops.mixture_of_mamba.mamba_block_step.default(*arguments)
+    mark_written(conv_state, ssm_state)
+    return y
 
 
 def _with_lists(*arguments: Any) -> list[Any]:
@@ -138,7 +142,7 @@ def _flat(arguments: Sequence[Any]) -> list[Tensor]:
     return flat
 
 
-@torch.library.register_fake("mixture_of_mamba::mamba_block")
+@register_fake("mamba_block")
 def _fake(*inputs: Any) -> tuple[Tensor, ...]:
     *arguments, lean, keep = inputs
     x, _, _, conv_weight, _, _, dt_weight, _, A_log, _, out_weight, *_, cu_seqlens, _, _ = arguments
@@ -160,13 +164,13 @@ def _fake(*inputs: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("mixture_of_mamba::mamba_block_step")
+@register_fake("mamba_block_step")
 def _fake_step(x: Tensor, *inputs: Any) -> Tensor:
     out_weight = inputs[9]
     return x.new_empty((x.shape[0], x.shape[1], out_weight[0].shape[0]))
 
 
-@torch.library.register_fake("mixture_of_mamba::mamba_block_backward")
+@register_fake("mamba_block_backward")
 def _fake_backward(*inputs: Any) -> tuple[Any, ...]:
     arguments, needs = inputs[3 : 3 + NUM_TENSOR_ARGUMENTS], inputs[-1]
     x, in_weight, in_bias, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A_log, D = arguments[:10]
@@ -263,7 +267,12 @@ def _backward(
     )
 
 
-register_autograd("mamba_block", _backward, _setup_context)
+def _for_derivative(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """With ``keep``: only autograd knows, where a call is traced first and differentiated later, or vmapped."""
+    return *arguments[:-1], True
+
+
+register_autograd("mamba_block", _backward, _setup_context, _for_derivative)
 forbid_double_backward("mamba_block_backward")
 vmap_by_loop("mamba_block")
 vmap_by_loop("mamba_block_backward")  # torch's own fallback does not take lists

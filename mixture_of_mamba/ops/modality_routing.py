@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixture_of_mamba.ops._registration import register_fake
+
 __all__ = ["modality_routing"]
 
 
@@ -28,7 +30,7 @@ def modality_routing(ids: Tensor, num_modalities: int, *, checked: bool = True) 
     return torch.ops.mixture_of_mamba.modality_routing.default(ids, num_modalities, checked)
 
 
-@torch.library.register_fake("mixture_of_mamba::modality_routing")
+@register_fake("modality_routing")
 def _fake(ids: Tensor, num_modalities: int, checked: bool) -> tuple[Tensor, Tensor, Tensor]:
     tokens = ids.numel()
     rows = ids.new_empty(tokens, dtype=torch.int32)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.ops._autograd import register_autograd
+from mixture_of_mamba.ops._registration import register_fake
 
 __all__ = ["permute_rows"]
 
@@ -29,7 +30,7 @@ def permute_rows(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     return torch.ops.mixture_of_mamba.permute_rows.default(x, index, inverse)
 
 
-@torch.library.register_fake("mixture_of_mamba::permute_rows")
+@register_fake("permute_rows")
 def _fake(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 

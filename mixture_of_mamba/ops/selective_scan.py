@@ -14,7 +14,9 @@ from mixture_of_mamba.ops._registration import (
     accumulation_dtype,
     forbid_gradients,
     given,
+    mark_written,
     num_sequences,
+    register_fake,
     vmap_by_loop,
 )
 
@@ -100,13 +102,15 @@ def selective_scan_step(
     16-bit ``u``. The latter is computed in float32 too, and rounded to nearest once per call, so it drifts from what
     float32 holds.
     """
-    forbid_gradients("selective_scan_step", u, dt, A, B, C, D, z, dt_bias)
-    return torch.ops.mixture_of_mamba.selective_scan_step.default(
+    forbid_gradients("selective_scan_step", u, state, dt, A, B, C, D, z, dt_bias)
+    y = torch.ops.mixture_of_mamba.selective_scan_step.default(
         u, state, dt, A, B, C, D, z, dt_bias, rows, offsets, softplus
     )
+    mark_written(state)
+    return y
 
 
-@torch.library.register_fake("mixture_of_mamba::selective_scan")
+@register_fake("selective_scan")
 def _fake(
     u: Tensor,
     dt: Tensor,
@@ -133,7 +137,7 @@ def _fake(
     return u.new_empty(u.shape), final_state, checkpoints
 
 
-@torch.library.register_fake("mixture_of_mamba::selective_scan_backward")
+@register_fake("selective_scan_backward")
 def _fake_backward(
     grad_out: Tensor,
     grad_final_state: Tensor | None,
@@ -174,7 +178,7 @@ def _fake_backward(
     )
 
 
-@torch.library.register_fake("mixture_of_mamba::selective_scan_step")
+@register_fake("selective_scan_step")
 def _fake_step(
     u: Tensor,
     state: Tensor,

@@ -64,9 +64,10 @@ std::tuple<torch::Tensor, torch::Tensor> causal_conv1d(const torch::Tensor& x, c
 
 torch::Tensor causal_conv1d_step(const torch::Tensor& x, torch::Tensor& state, const torch::Tensor& weight,
                                  const std::optional<torch::Tensor>& bias, const CausalConv1dStepOptions& o) {
-  frontend::forbid_gradients("causal_conv1d_step", {x, weight, bias});
-  return frontend::call("causal_conv1d_step", {x, state, weight, bias, o.rows, o.offsets, o.silu})[0]
-      .toTensor();
+  frontend::forbid_gradients("causal_conv1d_step", {x, state, weight, bias});
+  const auto out = frontend::call("causal_conv1d_step", {x, state, weight, bias, o.rows, o.offsets, o.silu});
+  frontend::mark_written({state});
+  return out[0].toTensor();
 }
 
 }  // namespace mixture_of_mamba

@@ -150,7 +150,9 @@ torch::Tensor mamba_block_step(const torch::Tensor& x, torch::Tensor& conv_state
   arguments.insert(arguments.end(), {o.rows, o.offsets, o.host_offsets, conv_state, ssm_state});
   const frontend::variable_list tensors = frontend::tensors_of(arguments);
   frontend::forbid_gradients("mamba_block_step", {tensors.begin(), tensors.end()});
-  return frontend::call("mamba_block_step", std::move(arguments))[0].toTensor();
+  const auto out = frontend::call("mamba_block_step", std::move(arguments));
+  frontend::mark_written({conv_state, ssm_state});
+  return out[0].toTensor();
 }
 
 }  // namespace mixture_of_mamba

@@ -107,10 +107,11 @@ std::tuple<torch::Tensor, torch::Tensor> selective_scan(const torch::Tensor& u, 
 torch::Tensor selective_scan_step(const torch::Tensor& u, torch::Tensor& state, const torch::Tensor& dt,
                                   const torch::Tensor& A, const torch::Tensor& B, const torch::Tensor& C,
                                   const SelectiveScanStepOptions& o) {
-  frontend::forbid_gradients("selective_scan_step", {u, dt, A, B, C, o.D, o.z, o.dt_bias});
-  return frontend::call("selective_scan_step",
-                        {u, state, dt, A, B, C, o.D, o.z, o.dt_bias, o.rows, o.offsets, o.softplus})[0]
-      .toTensor();
+  frontend::forbid_gradients("selective_scan_step", {u, state, dt, A, B, C, o.D, o.z, o.dt_bias});
+  const auto out = frontend::call(
+      "selective_scan_step", {u, state, dt, A, B, C, o.D, o.z, o.dt_bias, o.rows, o.offsets, o.softplus});
+  frontend::mark_written({state});
+  return out[0].toTensor();
 }
 
 }  // namespace mixture_of_mamba

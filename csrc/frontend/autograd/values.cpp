@@ -110,4 +110,10 @@ void forbid_gradients(const std::string& name, const std::vector<std::optional<a
                   name, differentiable));
 }
 
+void mark_written(std::initializer_list<at::Tensor> states) {
+  for (const at::Tensor& state : states) {
+    if (!state.is_inference()) torch::autograd::impl::bump_version(state);
+  }
+}
+
 }  // namespace mixture_of_mamba::frontend

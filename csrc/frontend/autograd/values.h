@@ -55,4 +55,7 @@ bool wants_gradient(const variable_list& inputs);
 // Steps update their state in place and are for inference.
 void forbid_gradients(const std::string& name, const std::vector<std::optional<at::Tensor>>& inputs);
 
+// What a step wrote in place, so that autograd sees it where a graph keeps the old values.
+void mark_written(std::initializer_list<at::Tensor> states);
+
 }  // namespace mixture_of_mamba::frontend

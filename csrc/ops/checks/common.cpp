@@ -54,17 +54,29 @@ int64_t element_size(Dtype dtype) {
     case Dtype::Bool:
     case Dtype::Byte:
     case Dtype::Char:
+    case Dtype::Float8_e4m3fn:
+    case Dtype::Float8_e5m2:
+    case Dtype::Float8_e4m3fnuz:
+    case Dtype::Float8_e5m2fnuz:
+    case Dtype::Float8_e8m0fnu:
       return 1;
     case Dtype::Short:
+    case Dtype::UInt16:
     case Dtype::Half:
     case Dtype::BFloat16:
       return 2;
     case Dtype::Int:
+    case Dtype::UInt32:
     case Dtype::Float:
+    case Dtype::ComplexHalf:
       return 4;
     case Dtype::Long:
+    case Dtype::UInt64:
     case Dtype::Double:
+    case Dtype::ComplexFloat:
       return 8;
+    case Dtype::ComplexDouble:
+      return 16;
     default:
       throw std::runtime_error(std::string("mixture_of_mamba: unsupported dtype ") + name_of(dtype));
   }

@@ -13,7 +13,15 @@ Tensor index_tensor(const char* op, const char* name, const Tensor& tensor, cons
           name_of(dtype));
   require(tensor.dim() == 1, op, name, " must have one dimension, got shape ", shape_of(tensor));
   require_device(op, name, tensor, "the activations", activation);
-  return packed(to_dtype(tensor, Dtype::Int));
+  if (dtype == Dtype::Int || !tensor.is_cpu()) return packed(to_dtype(tensor, Dtype::Int));
+  const Tensor wide = packed(tensor);
+  const int64_t* values = wide.const_data_ptr<int64_t>();
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  for (int64_t i = 0; i < wide.numel(); ++i) {
+    require(values[i] >= -kMost && values[i] <= kMost, op, name, " must hold values below 2^31, got ",
+            values[i], " at position ", i);
+  }
+  return to_dtype(wide, Dtype::Int);
 }
 
 // 0 and what follows it, up to `end`; as many as `count_name` and one.

@@ -178,5 +178,16 @@ def test_errors():
         selective_scan_fn(**(inputs | {"A": inputs["A"].to(torch.complex128)}))
     with pytest.raises(ValueError, match=r"B must have shape \[batch, states, length\].*got \[10\]"):
         selective_scan_fn(**(inputs | {"B": torch.randn(10)}))
+    for name, shape, message in (
+        ("u", (8, 10), r"u must have shape \[batch, channels, length\], got \[8, 10\]"),
+        ("A", (4, 8), r"A must have shape \[channels, states\] = \[8, states\], got \[4, 8\]"),
+        ("B", (2, 10, 4), r"B must have shape \[batch, states, length\] = \[2, 4, 10\], .* got \[2, 10, 4\]"),
+        ("C", (2, 3, 10), r"C must have shape \[batch, states, length\] = \[2, 4, 10\], .* got \[2, 3, 10\]"),
+        ("delta", (2, 10, 8), r"delta must have shape \[batch, channels, length\] = \[2, 8, 10\], got \[2, 10, 8\]"),
+        ("z", (2, 10, 8), r"z must have shape \[batch, channels, length\] = \[2, 8, 10\], got \[2, 10, 8\]"),
+        ("D", (1, 8), r"D must have shape \[channels\] = \[8\], got \[1, 8\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            selective_scan_fn(**(inputs | {name: torch.randn(shape).double()}))
     with pytest.raises(ValueError, match=r"groups that divide the 8 channels, got 3"):
         selective_scan_fn(**(inputs | {"B": torch.randn(2, 3, 4, 10).double()}))

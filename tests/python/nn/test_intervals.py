@@ -24,6 +24,15 @@ def test_every_position(boundaries, dtype, device):
     assert found.flatten().tolist() == by_hand(boundaries)
 
 
+def test_memory_grows_with_positions_alone():
+    """100,000 positions in 50,000 intervals: a table of all pairs would have 5 GB at a byte a pair."""
+    boundaries = torch.arange(0, 100_001, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        found = interval_of(torch.arange(100_000), boundaries)
+    assert torch.equal(found, torch.arange(100_000) // 2)
+    assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 10_000_000
+
+
 def test_a_view_compiled(device):
     boundaries = [0, 3, 3, 7]
     whole = torch.tensor([8, -2, *boundaries, 1], device=device)

@@ -74,6 +74,8 @@ CONSTRUCTION = [
     (lambda: make(memory="low"), r"memory must be \"default\" or \"lean\", got 'low'"),
     (lambda: mom.Mamba(8, memory=None), r"memory must be \"default\" or \"lean\", got None"),
     (lambda: make(dtype=torch.int32), r"dtype must be a floating type, got torch.int32"),
+    (lambda: make(dtype="bfloat16"), r"dtype must be a floating type, got 'bfloat16'"),
+    (lambda: make(dtype=torch.float8_e5m2), r"dtype must have at least 16 bits, got torch.float8_e5m2"),
     (lambda: make(decouple=("in_proj", "conv")), r"decouple must name projections among .* got \['conv'\]"),
     (lambda: make(decouple="in_proj"), r"decouple must be a list of names among .* got 'in_proj'"),
     (lambda: make(decouple=["in_proj"] * 2), r"decouple must name each projection at most once, got \['in_proj', 'in_"),
@@ -115,8 +117,9 @@ CALLS = [
     ),
     (lambda: make()(X, modality_masks=MASKS[:, 1:]), r"modality_masks\[0\] must have shape \[batch .* got \[9\]"),
     (lambda: call(cu_seqlens=torch.tensor([0.0, 10.0])), r"cu_seqlens must be int32.* got float32"),
-    (lambda: call(cu_seqlens=[0, 10]), r"for argument 'cu_seqlens' but instead found type 'list'"),
-    (lambda: call(cu_seqlens=[0, 10], reverse=True), r"cu_seqlens must be a tensor of shape .* got list"),
+    (lambda: call(cu_seqlens=[0, 10]), r"cu_seqlens must be an int32 tensor \[sequences \+ 1\], got list"),
+    (lambda: ROUTING.reversed([0, 10]), r"cu_seqlens must be a tensor of shape .* got list"),
+    (lambda: call(x=torch.nested.nested_tensor([X[0], X[1, :3]])), r"x must not be a nested tensor: .* cu_seqlens"),
     (lambda: call(cu_seqlens=int32(0, 9)), r"cu_seqlens must end with 10 \(batch \* length\), got 9"),
     (lambda: call(cu_seqlens=int32(1, 10)), r"cu_seqlens must begin with 0, got 1"),
     (lambda: call(cu_seqlens=int32(0, 7, 3, 10)), r"cu_seqlens must not decrease, got 7 before 3 at position 2"),
@@ -130,12 +133,13 @@ CALLS = [
     (lambda: call(state=state(ssm=STATE.ssm[..., :3])), r"ssm_state must have shape .*\[2, 16, 16\], got \[2, 16, 3\]"),
     (lambda: call(state=state(conv=STATE.conv.int())), r"conv_state must be float32, .* got int32"),
     (lambda: step(state=None), r"state must be a MambaState .* got NoneType"),
+    (lambda: make().step(X[:, :1], STATE.conv, STATE.ssm), r"state must be a MambaState .* got Tensor"),
     (lambda: step(x=X[:, 0]), r"x must have shape \[batch, length, d_model = 8\], got \[2, 8\]"),
     (lambda: step(state=make().allocate_state(1)), r"state must have shape .* \[2, 3, 16\], got \[1, 3, 16\]"),
     (lambda: step(state=state(ssm=STATE.ssm.bfloat16())), r"state .* must be contiguous float32, got .* bfloat16"),
     (
         lambda: step(state=state(conv=STATE.conv.double())),
-        r"conv_state is updated in place .* contiguous float32, got .* float64",
+        r"state.conv must have the dtype of the activations .*float32, got torch.float64: allocate_state\(",
     ),
     (lambda: step(state=state(conv=STATE.conv.mT.contiguous().mT)), r"state .* must be contiguous .* got strided"),
     (lambda: cached(cache(), layer_idx=None), r"inference_params must come to a layer made with layer_idx.* got None"),
@@ -221,8 +225,14 @@ FUNCTIONS = [
         lambda: mom.selective_scan(X, X, A, B, B, dt_bias=torch.randn(2, 8)),
         r"offsets must be given with a per-modality dt_bias of shape \[2, 8\], got None",
     ),
-    (lambda: mom.selective_scan_fn(X, X, torch.randn(7, 3), X, X), r"B must have shape .* got \[2, 8, 5\]"),
-    (lambda: mom.causal_conv1d_fn(X, torch.randn(3, 4)), r"weight must have shape .* got \[3, 4\]"),
+    (
+        lambda: mom.causal_conv1d_fn(X[0], torch.randn(5, 4)),
+        r"x must have shape \[batch, channels, length\], got \[5, 8\]",
+    ),
+    (
+        lambda: mom.causal_conv1d_fn(X, torch.randn(8, 4)),
+        r"weight must have shape \[channels, width\] = \[5, width\] beside x \[batch, channels, length\], got \[8, 4\]",
+    ),
 ]
 
 TABLE = {

@@ -9,6 +9,7 @@ from layer_support import make_layer, random_ids
 from torch import nn
 
 import mixture_of_mamba as mom
+from mixture_of_mamba.nn import PROJECTIONS
 
 
 def rows_by_hand(linear, x, routing):
@@ -69,6 +70,29 @@ def test_hooks_are_called(name, decouple):
     assert seen == [child.out_features]
     handle.remove()
     assert torch.equal(layer(x, ids), before)
+
+
+@pytest.mark.parametrize("name", [*PROJECTIONS, "in_proj.1"])
+def test_a_forward_of_one_instance_is_called(name):
+    """As libraries for offloading put there (accelerate's ``add_hook_to_module``)."""
+    layer, x, ids = make_layer(), torch.randn(2, 6, 16).double(), torch.randint(-1, 3, (2, 6))
+    module, calls, expected = layer.get_submodule(name), [], layer(x, ids)
+    plain = module.forward
+    module.forward = lambda *arguments: calls.append(1) or plain(*arguments)
+    torch.testing.assert_close(layer(x, ids), expected)
+    assert calls == [1]
+
+
+def test_modules_come_and_go():
+    """What a ModuleList can do; the shared expert that is not there has no place in it."""
+    linear = mom.ModalityLinear(4, 4, 3)
+    first, last = linear[0], linear[2]
+    del linear[1]
+    assert list(linear) == [first, last] and linear.shared is None
+    linear.insert(0, torch.nn.Linear(4, 4))
+    linear.append(torch.nn.Linear(4, 4))
+    assert len(linear) == 4 and linear[1] is first and linear.pop(0) is not first
+    assert set(linear.state_dict()) == {f"{i}.{name}" for i in range(3) for name in ("weight", "bias")}
 
 
 def test_freezing_one_modality():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from layer_support import is_one_operator, make_layer, random_ids
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import mixture_of_mamba as mom
 from mixture_of_mamba.nn import PROJECTIONS
@@ -135,6 +135,27 @@ def test_parametrised_weights(options, name, kind):
             parametrize.remove_parametrizations(module, "weight")
     assert is_one_operator(layer, x, None)
     torch.testing.assert_close(layer(x, ids), plain(x, ids))
+
+
+@each_kind
+@pytest.mark.parametrize("kind", [nn.utils.weight_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_convolution_whose_weight_hooks_make(options, kind):
+    """The module is not called, but what is made before each call is made."""
+    layer, (x, ids) = make_layer(**options), problem()
+    x, plain = x.double(), copy.deepcopy(layer)
+    kind(layer.conv1d)
+    for _ in range(2):
+        plain.conv1d.weight.data.copy_(layer.conv1d.weight)
+        y = layer(x, ids)
+        torch.testing.assert_close(y, plain(x, ids))
+        y.square().sum().backward()
+        made_of = [p for n, p in layer.conv1d.named_parameters() if n != "bias"]
+        assert made_of and all(parameter.grad.any() for parameter in made_of)
+        with torch.no_grad():
+            for parameter in made_of:
+                parameter -= 0.1 * parameter.grad
+            layer(x, ids)  # makes the weight of what has changed
 
 
 # Quantised linears

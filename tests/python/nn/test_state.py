@@ -80,3 +80,29 @@ def test_a_block_that_is_drawn_again(rounds, device):
         expected, last = layer(torch.cat([prompt, final], 1), whole_ids, return_state=True)
     torch.testing.assert_close(y, expected[:, 6:], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(state.ssm, last.ssm, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ssm_dtype", [None, torch.bfloat16])
+def test_a_prefill_goes_on_under_autocast(ssm_dtype):
+    layer = make_layer().float()
+    x, ids = torch.randn(2, 7, 16), random_ids(2, 7, 3)
+    with torch.no_grad():
+        _, state = layer(x[:, :6], ids[:, :6], return_state=True)
+        expected = layer(x, ids)[:, 6:]
+    moved = state.to(dtype=torch.bfloat16, ssm_dtype=ssm_dtype)
+    assert moved.conv.dtype == torch.bfloat16 and moved.ssm.dtype == (ssm_dtype or torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match=r"state.conv must .* torch.bfloat16, got torch.float32: allocate_state"):
+            layer.step(x[:, 6:], state, ids[:, 6:])
+        y = layer.step(x[:, 6:], moved, ids[:, 6:])
+    torch.testing.assert_close(y.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_to():
+    state = make_layer().float().allocate_state(2)
+    same = state.to()
+    assert same.conv is state.conv and same.ssm is state.ssm
+    narrow = state.to(dtype=torch.bfloat16, ssm_dtype=torch.bfloat16)
+    assert narrow.to().ssm.dtype == torch.bfloat16 and narrow.to(dtype=torch.float16).ssm.dtype == torch.float32
+    assert state.to(dtype=torch.float64).ssm.dtype == torch.float64
+    assert all(part.device.type == "meta" for part in vars(state.to("meta")).values())

@@ -64,6 +64,10 @@ ORDER = {
         {"cu_seqlens": indices(0, 50, 40, 74)},
         "cu_seqlens must not decrease, got 50 before 40 at position 2",
     ),
+    "cu_seqlens beyond int32": (
+        {"cu_seqlens": torch.tensor([0, 2**32 + 74])},
+        "cu_seqlens must hold values below 2^31, got 4294967370 at position 1",
+    ),
     "cu_seqlens end": ({"cu_seqlens": indices(0, 50, 73)}, "cu_seqlens must end with 74 (batch * length), got 73"),
 }
 
@@ -233,8 +237,8 @@ def test_permute_rows():
     refuses("permute_rows", f"index {rule} int32 [5]", mom.permute_rows, x, index[:5], index)
     refuses("permute_rows", f"inverse {rule} int32 [2, 3]", mom.permute_rows, x, index, index.view(2, 3))
     refuses("permute_rows", f"inverse {rule} float32 [6]", mom.permute_rows, x, index, index.float())
-    with pytest.raises(RuntimeError, match="unsupported dtype ComplexDouble"):
-        mom.permute_rows(x.to(torch.complex128), index, index)
+    with pytest.raises(RuntimeError, match="unsupported dtype Bits8"):
+        mom.permute_rows(integers(2, 3, 4, dtype=torch.uint8).view(torch.bits8), index, index)
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d", "mamba_block"])

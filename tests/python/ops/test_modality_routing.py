@@ -41,6 +41,12 @@ def test_unsigned_ids(device):
     assert_is_routing(torch.tensor([3, 0, 255, 1, 0], dtype=torch.uint8, device=device), 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.complex64, torch.float8_e5m2], ids=str)
+def test_ids_are_integers(device, dtype):
+    with pytest.raises(RuntimeError, match="ids must be an integer tensor, got"):
+        mom.modality_routing(torch.zeros(2, 3, device=device).to(dtype), 4)
+
+
 @pytest.mark.parametrize("fill", [-1, 0, 2])
 def test_one_modality_takes_all(device, fill):
     ids = torch.full((2, 600), fill, device=device)

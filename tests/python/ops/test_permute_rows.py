@@ -40,6 +40,18 @@ def test_matches_definition(device, dtype, shape):
     assert torch.equal(out, reference.permute_rows(x, index, inverse))
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint64],
+    ids=str,
+)
+def test_dtypes_that_are_only_moved(device, dtype):
+    x = torch.randint(0, 100, (2, 5, 16 * dtype.itemsize), dtype=torch.uint8, device=device)
+    index, inverse = permutation(10, device)
+    out = mom.permute_rows(x.view(dtype), index, inverse)
+    assert out.dtype == dtype and torch.equal(out.view(torch.uint8), mom.permute_rows(x, index, inverse))
+
+
 @pytest.mark.parametrize("strides", STRIDES)
 def test_strides(device, strides):
     x = strided(randn(3, 37, 12, device=device), strides)

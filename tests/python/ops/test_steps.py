@@ -133,8 +133,40 @@ def test_steps_refuse_gradients(device):
         mom.causal_conv1d_step(conv["x"], conv["initial_state"], conv["weight"])
     with torch.no_grad():
         mom.causal_conv1d_step(conv["x"], conv["initial_state"], conv["weight"])
+    with pytest.raises(RuntimeError, match="causal_conv1d_step is for inference"):
+        mom.causal_conv1d_step(
+            conv["x"], conv["initial_state"].clone().requires_grad_(), conv["weight"].detach().clone()
+        )
+    with pytest.raises(RuntimeError, match="selective_scan_step is for inference"):
+        mom.selective_scan_step(
+            scan["u"].detach(),
+            scan["initial_state"].clone().requires_grad_(),
+            *(scan[name] for name in ("dt", "A", "B", "C")),
+        )
     with torch.inference_mode():
         mom.selective_scan_step(scan["u"], scan["initial_state"], *(scan[name] for name in ("dt", "A", "B", "C")))
+
+
+@pytest.mark.parametrize("way", ["operators", "one operator", "step by step"])
+def test_a_graph_that_keeps_the_old_state_is_told(way, device):
+    """As after any other writing in place: not gradients of values that are no more."""
+    layer = mom.MixtureOfMamba(8, 2, bcdt_norm=way == "step by step", device=device)
+    x, ids = torch.randn(2, 5, 8, device=device), torch.randint(2, (2, 5)).to(device)
+    _, state = layer(x, ids, return_state=True)
+    state = state.detach()
+    y = layer(x, ids, state=state)
+    before = state.conv._version, state.ssm._version
+    if way == "operators":
+        with torch.no_grad():
+            u = torch.randn(2, 1, 16, device=device)
+            B = torch.randn(2, 1, 16, device=device)
+            mom.causal_conv1d_step(u, state.conv, layer.conv1d.weight.squeeze(1))
+            mom.selective_scan_step(u, state.ssm, u, -layer.A_log.exp(), B, B)
+    else:
+        layer.step(x[:, :1], state, ids[:, :1])
+    assert (state.conv._version, state.ssm._version) == (before[0] + 1, before[1] + 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 @pytest.mark.cuda

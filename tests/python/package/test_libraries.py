@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,13 @@ def test_the_public_names_exist_and_are_documented():
         thing = getattr(mixture_of_mamba, name)
         if callable(thing):
             assert thing.__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "models", "reference", "integrations.mamba_ssm"])
+def test_submodules_are_there_when_they_are_named(name):
+    """As pages and messages write them, after `import mixture_of_mamba` alone."""
+    code = f"import mixture_of_mamba; print(mixture_of_mamba.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"mixture_of_mamba.{name}"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        mixture_of_mamba.nothing  # noqa: B018
