@@ -18,7 +18,8 @@ def interval_of(positions: Tensor, boundaries: Tensor) -> Tensor:
         positions: integer ``[..]``.
         boundaries: integer ``[intervals + 1]``, not decreasing; an interval may be empty.
     """
-    if torch.compiler.is_compiling():  # Inductor's reads a view from the start of its storage (CUDA, torch 2.11)
-        boundaries = boundaries.clone()
+    if torch.compiler.is_compiling():
+        # Inductor's search reads a view from the start of its storage (CUDA, torch 2.11). Of this it makes one loop.
+        return (positions.unsqueeze(-1) >= boundaries[1:-1]).sum(-1)
     found = torch.searchsorted(boundaries.contiguous(), positions.to(boundaries.dtype), right=True)
     return (found - 1).clamp(0, boundaries.shape[0] - 2)

@@ -320,6 +320,19 @@ TEST_CASE("Modules are cloned, converted, saved, loaded and printed", "[module]"
   }
 }
 
+TEST_CASE("A graph that keeps a state is told when a step writes over it", "[layer]") {
+  torch::manual_seed(8);
+  for (const bool one_operator : {true, false}) {
+    MixtureOfMamba layer = make_layer(small(2).bcdt_norm(!one_operator));
+    const Tensor x = torch::randn({2, 5, 4}, torch::kDouble), ids = random_ids(2, 5, 2);
+    nn::MambaState state = std::get<1>(layer->forward_with_state(x, ids)).detach();
+    const Tensor y = std::get<0>(layer->forward_with_state(x, ids, {.state = state}));
+    layer->step(x.narrow(1, 0, 1), state, ids.narrow(1, 0, 1));
+    REQUIRE(error_of([&] { y.sum().backward(); }).find("modified by an inplace operation") !=
+            std::string::npos);
+  }
+}
+
 TEST_CASE("Errors of the layer name the argument, the requirement and what came", "[errors]") {
   REQUIRE(
       error_of([] {
