@@ -36,7 +36,7 @@ class MixtureOfMamba(nn.Module):
             activations of ``d_inner * d_state`` per token in float32 and takes several times the time. A layer without
             these two goes its fast way as ever.
         d_state, d_conv, expand, dt_rank, dt_min, dt_max, dt_init, dt_scale, dt_init_floor, conv_bias, bias,
-            layer_idx, device, dtype: as in ``mamba_ssm.Mamba``. A_log and D are always float32.
+            layer_idx, device, dtype: as in ``mamba_ssm.Mamba``. A_log and D are float32 whatever ``dtype`` is.
         memory: "lean" keeps fewer activations for backward and computes them again there (see ``ops.mamba_block``).
             It matters while every projection is a plain ``nn.Linear`` that nobody watches, and the block one operator.
         bcdt_norm: RMS norms with weights, shared by all modalities, on B, C and the low-rank dt before ``dt_proj``:
