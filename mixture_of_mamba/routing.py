@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -231,4 +232,5 @@ class Routing:
             raise ValueError(f"x must have shape [batch, length, ...] = {list(self.shape)}, got {got}")
         if x.dim() == 3:
             return permute_rows(x, index, inverse)
-        return permute_rows(x.reshape(*self.shape, -1), index, inverse).view(x.shape)
+        channels = math.prod(x.shape[2:])  # reshape cannot tell when there are no tokens
+        return permute_rows(x.reshape(*self.shape, channels), index, inverse).view(x.shape)

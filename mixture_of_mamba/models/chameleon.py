@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mixture_of_mamba.models.checks import check_ids, check_new_tokens, check_tokens
 from mixture_of_mamba.models.config import DecoderConfig
 from mixture_of_mamba.models.decoder import Decoder
 from mixture_of_mamba.models.losses import ModalityLosses, modality_losses, next_tokens
@@ -17,6 +19,7 @@ from mixture_of_mamba.models.sampling import Regions, Sampling, draw
 from mixture_of_mamba.models.state import DecoderState
 from mixture_of_mamba.models.vocabulary import Vocabulary
 from mixture_of_mamba.routing import Routing
+from mixture_of_mamba.routing_forms import kind_of
 
 __all__ = ["Chameleon"]
 
@@ -80,8 +83,7 @@ class Chameleon(nn.Module):
             modality: their modality ids ``[batch, length]`` if the data loader has them: on the CPU, they spare the GPU
                 what is not known on the host (see ``Routing``). Or the routing itself.
         """
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ValueError(f"tokens must be integers [batch, length], got {tokens.dtype} {list(tokens.shape)}")
+        self._check(tokens)
         if isinstance(modality, Routing):
             return modality
         ids = self.vocabulary.modality_of(tokens) if modality is None else modality
@@ -194,6 +196,8 @@ class Chameleon(nn.Module):
         Returns:
             int64 ``[sequences, new_tokens]``.
         """
+        self._check(tokens)
+        check_new_tokens(new_tokens)
         sampling = sampling or Sampling()
         prompts = _unpacked(tokens, cu_seqlens)
         if not bool((prompts >= 0).any(1).all()):
@@ -225,6 +229,10 @@ class Chameleon(nn.Module):
         out = torch.stack(drawn, 1) if drawn else tokens.new_empty(len(prompts), 0)
         return F.pad(out, (0, new_tokens - out.shape[1]), value=-1)
 
+    def _check(self, tokens: Tensor) -> None:
+        check_tokens(tokens)
+        check_ids(tokens, self.vocabulary.size, "vocabulary.size")
+
     def _embedded(self, tokens: Tensor, routing: Routing) -> Tensor:
         return self.embedding(routing.sort(tokens).clamp(min=0))
 
@@ -240,8 +248,18 @@ def _unpacked(tokens: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """``[sequences, longest]``, padded on the right."""
     if cu_seqlens is None:
         return tokens
-    parts = tokens.flatten().split(cu_seqlens.diff().tolist())
+    parts = tokens.flatten().split(_lengths(tokens, cu_seqlens))
     return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=-1)
+
+
+def _lengths(tokens: Tensor, cu_seqlens: Tensor) -> list[int]:
+    """Of packed sequences; known on the host, as generation waits for the device anyway."""
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point():
+        raise ValueError(f"cu_seqlens must be an int32 tensor [sequences + 1], got {kind_of(cu_seqlens)}")
+    ends: list[int] = cu_seqlens.tolist()
+    if len(ends) < 2 or ends != sorted(ends) or (ends[0], ends[-1]) != (0, tokens.numel()):
+        raise ValueError(f"cu_seqlens must rise from 0 to batch * length = {tokens.numel()}, got {ends}")
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 def _last_tokens(tokens: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -250,4 +268,4 @@ def _last_tokens(tokens: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     time = torch.where(tokens.flatten() < 0, -1, time)
     if cu_seqlens is None:
         return time.view(tokens.shape).max(1).values
-    return torch.stack([part.max() for part in time.split(cu_seqlens.diff().tolist())])
+    return torch.stack([part.max() for part in time.split(_lengths(tokens, cu_seqlens))])

@@ -17,8 +17,10 @@ from mixture_of_mamba.models.config import DecoderConfig
 from mixture_of_mamba.models.pictures import Pictures, mix_both_ways
 from mixture_of_mamba.models.state import AttentionState, DecoderState
 from mixture_of_mamba.nn import MambaState, MixtureOfMamba
+from mixture_of_mamba.nn.checks import check_cu_seqlens
 from mixture_of_mamba.ops import sac_save_list
 from mixture_of_mamba.routing import Routing
+from mixture_of_mamba.routing_forms import kind_of
 
 __all__ = ["Decoder"]
 
@@ -94,7 +96,7 @@ class MambaLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        routing: Routing,
+        routing: Routing | None,
         cu_seqlens: Tensor | None,
         pictures: Pictures | None,
         states: Sequence[MambaState] | None,
@@ -104,6 +106,7 @@ class MambaLayer(nn.Module):
             state = None if states is None else states[i]
             h, gate = cast(Residual, residual).enter(x, pictures)
             if self.both_ways and pictures is not None:
+                assert routing is not None
                 y, state = mix_both_ways(cast(MixtureOfMamba, mixer), h, routing, cu_seqlens, state, pictures)
             else:
                 y, state = mixer(h, routing, sorted=True, cu_seqlens=cu_seqlens, state=state, return_state=True)
@@ -146,7 +149,7 @@ class Decoder(nn.Module):
 
     Args:
         config: sizes and settings.
-        device, dtype: of the parameters; A_log and D are always float32.
+        device, dtype: of the parameters; A_log and D are float32 whatever ``dtype`` is.
     """
 
     def __init__(self, config: DecoderConfig, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -181,7 +184,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        routing: Routing,
+        routing: Routing | None,
         *,
         cu_seqlens: Tensor | None = ...,
         pictures: Pictures | None = ...,
@@ -192,7 +195,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        routing: Routing,
+        routing: Routing | None,
         *,
         cu_seqlens: Tensor | None = ...,
         pictures: Pictures | None = ...,
@@ -202,7 +205,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        routing: Routing,
+        routing: Routing | None,
         *,
         cu_seqlens: Tensor | None = None,
         pictures: Pictures | None = None,
@@ -213,7 +216,7 @@ class Decoder(nn.Module):
 
         Args:
             x: ``[batch, length, d_model]``, rows in the routing's sorted order.
-            routing: of the batch.
+            routing: of the batch. May be None when there is one modality, no attention and no picture.
             cu_seqlens: int32 ``[sequences + 1]``, boundaries of packed documents in flat time order.
             pictures: where pictures are, for decoders that are ``bidirectional`` or ``modulated``.
             state: where the sequences start from.
@@ -230,12 +233,20 @@ class Decoder(nn.Module):
         if x.dim() != 3 or x.shape[-1] != config.d_model:
             raise ValueError(f"x must have shape [batch, length, d_model = {config.d_model}], got {list(x.shape)}")
         hybrid = config.attention_every > 0
+        needed = config.num_modalities > 1 or hybrid or pictures is not None
+        if not isinstance(routing, Routing) and (needed or routing is not None):
+            raise ValueError(
+                "routing must be a Routing, whose sorted order x has, or None when there is one modality, no attention "
+                f"and no picture, got {kind_of(routing)}"
+            )
+        check_cu_seqlens(cu_seqlens)
         if hybrid and cu_seqlens is not None and (state is not None or return_state):
             raise ValueError("cu_seqlens must come without state and return_state where there is attention")
         if config.modulated and pictures is not None and pictures.condition is None:
             raise ValueError("pictures must have a condition, since the decoder is modulated, got None")
         scope = None
         if hybrid:
+            assert routing is not None
             both_ways = pictures if config.bidirectional else None
             scope = make_scope(routing, cu_seqlens, None if state is None else state.seen, both_ways)
         mamba_states: list[MambaState] = []

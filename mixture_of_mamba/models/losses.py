@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixture_of_mamba.intervals import interval_of
+from mixture_of_mamba.nn.checks import check_cu_seqlens
 
 __all__ = ["IGNORED", "ModalityLosses", "modality_losses", "next_tokens"]
 
@@ -46,7 +47,8 @@ def next_tokens(tokens: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         tokens: int64 ``[batch, length]`` in time order, -1 is padding.
         cu_seqlens: int32 ``[sequences + 1]``, boundaries of packed documents; by default each row is one.
     """
-    labels = F.pad(tokens.flatten()[1:], (0, 1), value=IGNORED)
+    check_cu_seqlens(cu_seqlens)
+    labels = F.pad(tokens.flatten(), (0, 1), value=IGNORED)[1:]
     if cu_seqlens is None:
         labels = labels.view(tokens.shape)
         last = torch.arange(tokens.shape[1], device=tokens.device) == tokens.shape[1] - 1

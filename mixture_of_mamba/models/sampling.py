@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mixture_of_mamba.models.vocabulary import Vocabulary
 
-__all__ = ["Regions", "Sampling", "draw"]
+__all__ = ["Regions", "Sampling", "draw", "nucleus"]
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,22 @@ class Sampling:
         temperature: 0 takes the likeliest.
         top_k: draw among the k likeliest only; 0 is all.
         generator: on the device of the logits.
+        top_p: draw among the fewest likeliest only whose probability, after temperature and top_k, reaches this
+            (the nucleus, arXiv 1904.09751); None or 1 is all.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     generator: torch.Generator | None = None
+    top_p: float | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0 (all tokens), got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in 0 (not included) .. 1, or be None (all tokens), got {self.top_p}")
 
 
 def draw(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -42,7 +48,17 @@ def draw(logits: Tensor, sampling: Sampling) -> Tensor:
     if 0 < sampling.top_k < logits.shape[-1]:
         lowest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=sampling.generator).squeeze(-1)
+    probabilities = logits.softmax(-1)
+    if sampling.top_p is not None and sampling.top_p < 1:  # a sum may round to 1 before the last token
+        probabilities = nucleus(probabilities, sampling.top_p)
+    return torch.multinomial(probabilities, 1, generator=sampling.generator).squeeze(-1)
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """0 for tokens whose likelier ones reach ``top_p`` without them; of equals the lower id is the likelier."""
+    falling, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    likelier = F.pad(falling.cumsum(-1)[..., :-1], (1, 0))  # of the likeliest 0, so that it stays
+    return torch.zeros_like(falling).scatter(-1, order, falling.masked_fill(likelier >= top_p, 0))
 
 
 class Regions:

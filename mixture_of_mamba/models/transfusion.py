@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixture_of_mamba.models.checks import check_ids, check_times, check_tokens
 from mixture_of_mamba.models.decoder import Decoder
 from mixture_of_mamba.models.diffusion import Diffusion
 from mixture_of_mamba.models.losses import IGNORED, next_tokens
@@ -93,10 +94,10 @@ class Transfusion(nn.Module):
             cu_seqlens: int32 ``[sequences + 1]``, boundaries of packed documents in flat time order.
             state, return_state: to go on, as in :class:`Decoder`.
         """
-        placement = self._placement(tokens, latents, positions)
+        placement, tokens = self._placement(tokens, latents, positions)
         if times is None:
             times = torch.zeros(placement.count, device=tokens.device)
-        _require_times(times, placement)
+        check_times(times, placement.count)
         routing = self._routing(tokens, placement, modality)
         return self._run(tokens, placement, times, routing, cu_seqlens, state, return_state)
 
@@ -126,15 +127,19 @@ class Transfusion(nn.Module):
             dropped: bool ``[sequences]``, whose text becomes ``null`` and is left out of the loss, as guidance needs;
                 by default drawn in training with ``condition_dropout``, among sequences with pictures.
         """
-        placement = self._placement(tokens, latents, positions)
+        placement, tokens = self._placement(tokens, latents, positions)
         if times is None:
             times = torch.rand(placement.count, device=tokens.device) * self.diffusion.last_time
-        _require_times(times, placement)
+        check_times(times, placement.count)
         routing = self._routing(tokens, placement, modality)
+        clean = [group.latents for group in placement.groups]
         if noise is None:
-            noises = [torch.randn_like(group.latents) for group in placement.groups]
+            noises = [torch.randn_like(one) for one in clean]
         else:
-            noises = [group.latents for group in self._placement(tokens, noise, positions).groups]
+            noises = [group.latents for group in self._placement(tokens, noise, positions, "noise")[0].groups]
+            wanted, got = ([list(one.shape) for one in some] for some in (clean, noises))
+            if got != wanted:
+                raise ValueError(f"noise must have the form of latents, {wanted}, got {got}")
         noisy = [
             replace(group, latents=self.diffusion.add_noise(group.latents, one, times[group.pictures]))
             for group, one in zip(placement.groups, noises, strict=True)
@@ -216,11 +221,16 @@ class Transfusion(nn.Module):
             generator=generator,
         )
 
-    def _placement(self, tokens: Tensor, latents: Latents, positions: Positions) -> Placement:
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ValueError(f"tokens must be integers [batch, length], got {tokens.dtype} {list(tokens.shape)}")
+    def _placement(
+        self, tokens: Tensor, latents: Latents, positions: Positions, name: str = "latents"
+    ) -> tuple[Placement, Tensor]:
+        """Where the pictures are, and the tokens without the ids in them, which do not matter."""
+        check_tokens(tokens)
         sizes = (self.config.dim_latent, self.config.patch_size, self.config.grid_dimensions)
-        return Placement.of(tokens.shape, tokens.device, latents, positions, *sizes)
+        placement = Placement.of(tokens.shape, tokens.device, latents, positions, *sizes, name)
+        tokens = placement.filled(tokens, self.config.null)
+        check_ids(tokens, self.config.text_size, "text_size")
+        return placement, tokens
 
     def _routing(self, tokens: Tensor, placement: Placement, modality: Tensor | Routing | None) -> Routing:
         if isinstance(modality, Routing):
@@ -287,8 +297,3 @@ class Transfusion(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         count = (labels >= 0).sum()
         return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / count.clamp(min=1), count
-
-
-def _require_times(times: Tensor, placement: Placement) -> None:
-    if times.shape != (placement.count,):
-        raise ValueError(f"times must have shape [pictures = {placement.count}], got {list(times.shape)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mixture_of_mamba.models.checks import check_new_tokens, check_tokens
 from mixture_of_mamba.models.placement import Latents, Positions
 from mixture_of_mamba.models.sampling import Sampling, draw
 from mixture_of_mamba.models.state import DecoderState
@@ -130,6 +131,8 @@ def generate(
     generator: torch.Generator | None,
 ) -> Generated:
     """See :meth:`Transfusion.generate`."""
+    check_tokens(tokens)
+    check_new_tokens(new_tokens)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     batch, device, config = tokens.shape[0], tokens.device, model.config

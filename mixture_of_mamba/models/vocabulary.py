@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from mixture_of_mamba.models.checks import check_ids, first_outside
+from mixture_of_mamba.routing_forms import kind_of
 
 __all__ = ["TokenRange", "Vocabulary"]
 
@@ -72,20 +76,37 @@ class Vocabulary:
         return sum(one.size for one in self.ranges)
 
     def first(self, modality: int) -> int:
-        """The first token id of a modality."""
+        """The first token id of a modality; of ``num_modalities``, the vocabulary's size."""
+        if not 0 <= modality <= self.num_modalities:
+            raise ValueError(f"modality must lie in 0 .. num_modalities = {self.num_modalities}, got {modality}")
         return sum(one.size for one in self.ranges[:modality])
 
     def modality_of(self, tokens: Tensor) -> Tensor:
         """Modality ids of token ids, int64 with the same shape; -1 (padding) stays -1."""
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+            raise ValueError(f"tokens must be a tensor of integers, got {kind_of(tokens)}")
+        check_ids(tokens, self.size, "size")
         modality = -(tokens < 0).long()
         for m in range(1, self.num_modalities):
             modality = modality + (tokens >= self.first(m))
         return modality
 
     def tokens_of(self, codes: Sequence[int] | Tensor, modality: int) -> Tensor:
-        """A region: begin, the codes (counted from 0 in their modality), end. int64 ``[codes + 2]``."""
+        """A region: begin, the codes (counted from 0 in their modality), end. int64 ``[codes + 2]``.
+
+        Args:
+            codes: integers ``[codes]``, as many as a region of the modality has. Values on a GPU are not checked.
+            modality: 1 .. num_modalities - 1.
+        """
+        last = self.num_modalities - 1
+        if not isinstance(modality, Integral) or isinstance(modality, bool) or not 1 <= modality <= last:
+            raise ValueError(
+                f"modality must be an integer in 1 .. num_modalities - 1 = {last} (0, text, has no regions), "
+                f"got {modality!r}"
+            )
         one = self.ranges[modality]
-        body = torch.as_tensor(codes, dtype=torch.int64) + self.first(modality)
+        codes = _checked_codes(codes, one)
+        body = codes.long() + self.first(modality)
         return torch.cat((body.new_tensor([one.begin]), body, body.new_tensor([one.end])))
 
     def legal(self, *, device: torch.device | None = None, regions: bool = True) -> Tensor:
@@ -107,3 +128,24 @@ class Vocabulary:
             table[count + m, one.end] = True
         table[count] = table[0]
         return table.to(device) if device is not None else table
+
+
+def _checked_codes(codes: Sequence[int] | Tensor, one: TokenRange) -> Tensor:
+    if isinstance(codes, Tensor):
+        given = codes
+    else:
+        try:
+            given = torch.as_tensor(codes, device="cpu")
+        except (TypeError, ValueError, RuntimeError):  # what torch raises depends on what came
+            raise ValueError(f"codes must be a tensor or a list of integers, got {kind_of(codes)}") from None
+        given = given if given.numel() else given.long()
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex() or given.dim() != 1:
+        raise ValueError(f"codes must be integers [codes], got {kind_of(given)}")
+    if one.length is not None and len(given) != one.length:
+        raise ValueError(f"codes must be as many as a region of {one.name} has, {one.length}, got {len(given)}")
+    outside = first_outside(given, 0, one.size - 1)
+    if outside is not None:
+        raise ValueError(
+            f"codes must lie in 0 .. size - 1 = {one.size - 1} of {one.name}, got {given[outside]} at {outside}"
+        )
+    return given if isinstance(codes, Tensor) else given.to(torch.get_default_device())

@@ -8,7 +8,7 @@ together again, which for an operator with lists is half a millisecond on the ho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from mixture_of_mamba.ops._registration import NAMESPACE, keep_alive
 
-__all__ = ["forbid_double_backward", "register_autograd"]
+__all__ = ["forbid_double_backward", "past_autograd", "register_autograd"]
 
 
 def register_autograd(
@@ -83,6 +83,17 @@ def register_autograd(
 
     library = keep_alive(torch.library.Library(NAMESPACE, "IMPL"))
     library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def past_autograd() -> AbstractContextManager[Any]:
+    """Around a backward's operator alone: where nobody asks for a second derivative, it need not come by its kernel.
+
+    For one with tens of arguments, which would be converted twice. Saved tensors must have been unpacked before:
+    checkpointing makes them again at that moment, with autograd.
+    """
+    if torch.is_grad_enabled() or in_transform():
+        return nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def forbid_double_backward(name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixture_of_mamba.ops._autograd import forbid_double_backward, register_autograd
+from mixture_of_mamba.ops._autograd import forbid_double_backward, past_autograd, register_autograd
 from mixture_of_mamba.ops._registration import (
     accumulation_dtype,
     cast_floating,
@@ -236,9 +236,10 @@ def _backward(
     wanted = ctx.needs_input_grad
     bits = ((1, NEEDS_IN), (5, NEEDS_X_PROJ), (6, NEEDS_DT_PROJ), (10, NEEDS_OUT))
     needs = NEEDS_X * wanted[0] + sum(bit for i, bit in bits if any(wanted[i]))
-    gradients = torch.ops.mixture_of_mamba.mamba_block_backward.default(
-        grad_y, grad_conv_state, grad_ssm_state, *arguments, *kept, needs
-    )
+    with past_autograd():
+        gradients = torch.ops.mixture_of_mamba.mamba_block_backward.default(
+            grad_y, grad_conv_state, grad_ssm_state, *arguments, *kept, needs
+        )
 
     def listed(gradient: list[Tensor], values: list[Tensor]) -> list[Tensor | None]:
         return list(gradient) if gradient else [None] * len(values)

@@ -109,6 +109,7 @@ def test_next_tokens():
     cu_seqlens = torch.tensor([0, 2, 2, 5, 6], dtype=torch.int32)
     assert next_tokens(tokens, cu_seqlens).tolist() == [[2, -1, 4], [5, -1, -1]]
     assert next_tokens(tokens, cu_seqlens[:3]).flatten().tolist()[:2] == [2, -1]
+    assert next_tokens(tokens[:0]).shape == next_tokens(tokens[:0], cu_seqlens[:2] * 0).shape == (0, 3)
 
 
 def test_losses_of_nothing_are_zero():
@@ -121,6 +122,21 @@ def test_losses_of_nothing_are_zero():
     half = modality_losses(torch.zeros(1, 24, dtype=torch.bfloat16), torch.tensor([3]), torch.tensor([0]), 3)
     assert half.cross_entropy.dtype == torch.float32
     assert half.cross_entropy[0].item() == pytest.approx(math.log(24))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+@pytest.mark.parametrize("rows", [None, 3])
+@some_variants
+def test_a_batch_of_nothing_has_no_loss(settings, shape, rows):
+    """And every parameter a gradient of zero, as those of an absent modality: a rank without data is a rank as any."""
+    model, tokens = make(**settings), torch.zeros(shape, dtype=torch.int64)
+    losses = model.loss(tokens, rows_at_once=rows)
+    losses.total().backward()
+    assert losses.total().item() == 0
+    assert losses.count.tolist() == [0, 0, 0]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.count_nonzero() == 0, name
+    assert model(tokens).shape == (*shape, 24)
 
 
 def test_sums_of_losses_stay_wide_under_autocast():
@@ -246,3 +262,35 @@ def test_wrong_inputs():
         model.loss(torch.zeros(1, 3, dtype=torch.int64), rows_at_once=0)
     with pytest.raises(ValueError, match="tokens must have a token that is no padding in every prompt"):
         model.generate(torch.tensor([[3, 4], [-1, -1]]), 2)
+    with pytest.raises(ValueError, match=r"tokens must be integers \[batch, length\], got torch.int64 \[3\]"):
+        model.generate(torch.tensor([5, 6, 7]), 2)
+    with pytest.raises(ValueError, match=r"tokens must be integers \[batch, length\], got list"):
+        model([[5, 6]])
+    for new_tokens in (-1, 2.0):
+        with pytest.raises(ValueError, match=f"new_tokens must be an integer of at least 0, got {new_tokens}"):
+            model.generate(torch.tensor([[5, 6]]), new_tokens)
+
+
+@pytest.mark.parametrize("call", ["__call__", "loss", "generate", "with ids"])
+@pytest.mark.parametrize(("token", "at"), [(24, 0), (100, 5), (-2, 3), (-100, 1)])
+def test_tokens_outside_of_the_vocabulary(call, token, at):
+    """Also those that a data loader's modality ids make look right; -1 alone is padding."""
+    model, tokens = make(), torch.tensor([[-1, 5, 6], [7, 8, 23]])
+    arguments = {"generate": (2,), "with ids": (VOCABULARY.modality_of(tokens),)}.get(call, ())
+    tokens.view(-1)[at] = token
+    message = rf"tokens must lie in -1 .. vocabulary.size - 1 = 23 .*, got {token} at flat position {at}"
+    with pytest.raises(ValueError, match=message):
+        getattr(model, "__call__" if call == "with ids" else call)(tokens, *arguments)
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention_every": 2, "attention_heads": 2}], ids=["mamba", "hybrid"])
+def test_wrong_boundaries(settings):
+    model, tokens = make(**settings), torch.tensor([[5, 6, 7, 8, 9]])
+    for call in (model, model.loss, lambda *a, **b: model.generate(*a, 2, **b)):
+        with pytest.raises(ValueError, match=r"cu_seqlens must be an int32 tensor \[sequences \+ 1\], got list"):
+            call(tokens, cu_seqlens=[0, 5])
+    for wrong in ([1, 5], [0, 4], [0, 3, 2, 5], [0]):
+        with pytest.raises(ValueError, match=r"cu_seqlens must rise from 0 to batch \* length = 5, got \["):
+            model.generate(tokens, 2, cu_seqlens=torch.tensor(wrong))
+    with pytest.raises(ValueError, match=r"cu_seqlens must be an int32 tensor .*, got torch.float32 \[2\]"):
+        model.generate(tokens, 2, cu_seqlens=torch.tensor([0.0, 5.0]))

@@ -223,6 +223,31 @@ def test_meta_device_and_reset():
     assert decoder.layers[0].mixers[1].dt_proj[0].bias._no_weight_decay
 
 
+def test_one_modality_needs_no_routing():
+    decoder, x = make_decoder(num_modalities=1), torch.randn(2, 5, 8).double()
+    torch.testing.assert_close(decoder(x, None), run(decoder, x, torch.zeros(2, 5).long()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "routing"),
+    [
+        ({}, torch.zeros(2, 5).long()),
+        ({}, None),
+        ({}, 1),
+        ({"decouple": ()}, None),
+        ({"num_modalities": 1}, torch.zeros(2, 5).long()),
+        ({"num_modalities": 1, "attention_every": 2, "attention_heads": 2}, None),
+    ],
+)
+def test_only_a_routing_says_the_order_of_x(settings, routing):
+    """Ids would say which modality a token has, but x would be taken for sorted."""
+    got = r"torch.int64 \[2, 5\]" if isinstance(routing, torch.Tensor) else type(routing).__name__
+    with pytest.raises(
+        ValueError, match=rf"routing must be a Routing, whose sorted order x has, or None .*, got {got}"
+    ):
+        Decoder(config(**settings))(torch.randn(2, 5, 8), routing)
+
+
 def test_wrong_inputs():
     decoder = Decoder(config(attention_every=2, attention_heads=2))
     routing = Routing.from_ids(random_ids(2, 5), 3)
@@ -231,5 +256,7 @@ def test_wrong_inputs():
     cu_seqlens = torch.tensor([0, 10], dtype=torch.int32)
     with pytest.raises(ValueError, match="cu_seqlens must come without state and return_state where there is att"):
         decoder(torch.randn(2, 5, 8), routing, cu_seqlens=cu_seqlens, return_state=True)
+    with pytest.raises(ValueError, match=r"cu_seqlens must be an int32 tensor \[sequences \+ 1\], got list"):
+        decoder(torch.randn(2, 5, 8), routing, cu_seqlens=[0, 10])
     with pytest.raises(ValueError, match="modality must be a Routing of 3 modalities, got 2"):
         decoder(torch.randn(2, 5, 8), Routing.from_ids(torch.zeros(2, 5).long(), 2))

@@ -177,6 +177,12 @@ def test_placement():
         ([torch.zeros(2, 3)], [(0, 1)], r"latents must have 2 dimensions that .*, got \[2, 3\]"),
         (torch.zeros(1, 4, 2, 3), [(0, 8)], r"positions\[0\] must leave room for 2 tokens in tokens of shape \[2, 9\]"),
         (torch.zeros(1, 4, 2, 3), [(2, 0)], r"got row 2, offset 0"),
+        (torch.zeros(1, 4, 2, 3), [(0.5, 1.0)], r"positions must be integers \(row, offset\), got torch.float32"),
+        (
+            torch.zeros(3, 4, 2, 3),
+            [(1, 3), (0, 2), (1, 2)],
+            r"positions must not overlap, got token 3 of row 1 in pictures 2 and 0",
+        ),
     ],
 )
 def test_wrong_pictures(latents, positions, message):

@@ -270,3 +270,68 @@ def test_wrong_inputs():
         model.loss(tokens, latents, positions, dropped=torch.ones(3) > 0)
     with pytest.raises(ValueError, match=r"modality must have the shape of tokens, \[2, 10\], got \[2, 9\]"):
         model.loss(tokens, latents, positions, tokens[:, 1:])
+    with pytest.raises(ValueError, match=r"times must have shape \[pictures = 3\], got list"):
+        model(tokens, latents, positions, [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"cu_seqlens must be an int32 tensor \[sequences \+ 1\], got list"):
+        model.loss(tokens, latents, positions, cu_seqlens=[0, 10, 20])
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.25, math.nan, math.inf])
+def test_times_outside_of_diffusion(wrong):
+    model, (tokens, latents, positions, times) = make(), batch()
+    model(tokens, latents, positions, torch.tensor([0.0, 1.0, 0.5]).double())  # both ends are times
+    times[1] = wrong
+    for call in (lambda: model(tokens, latents, positions, times), lambda: model.loss(*batch()[:3], times=times)):
+        with pytest.raises(
+            ValueError, match=rf"times must lie in 0 \(clean\) .. 1 \(noise\), got {wrong} for picture 1"
+        ):
+            call()
+
+
+def test_latents_are_floating():
+    """An image of bytes is no latent, and noise has the form of the latents, also where it could be expanded."""
+    model, (tokens, latents, positions, _) = make(), batch()
+    alike = torch.zeros(2, 2, 4, 3)
+    for call in (model, model.loss):
+        with pytest.raises(
+            ValueError, match=r"latents must be a tensor of a floating type, got torch.uint8 \[2, 2, 4, 3"
+        ):
+            call(tokens, alike.byte(), positions[1:])
+        with pytest.raises(
+            ValueError, match=r"latents\[1\] must be a tensor of a floating type, got torch.int64 \[2, 4"
+        ):
+            call(tokens, [latents[0], latents[1].long(), latents[2]], positions)
+    with pytest.raises(ValueError, match=r"noise must be a tensor of a floating type, got torch.uint8 \[2, 2, 4, 3\]"):
+        model.loss(tokens, alike, positions[1:], noise=alike.byte())
+    one = make(patch_size=1)
+    with pytest.raises(
+        ValueError, match=r"noise must have the form of latents, \[\[1, 2, 2, 3\]\], got \[\[1, 1, 2, 3\]\]"
+    ):
+        one.loss(tokens, torch.zeros(1, 2, 2, 3), [(1, 1)], noise=torch.zeros(1, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("token", "at"), [(12, 16), (-2, 1)])
+def test_tokens_outside_of_the_vocabulary(token, at):
+    """Are errors in text. In pictures ids do not matter, and may be anything."""
+    model, (tokens, latents, positions, times) = make().eval(), batch()
+    expected = model(tokens, latents, positions, times).hidden
+    for row, offset in positions:
+        tokens[row, offset : offset + 2] = 10 * token
+    torch.testing.assert_close(model(tokens, latents, positions, times).hidden, expected, rtol=0, atol=0)
+    tokens.view(-1)[at] = token
+    message = rf"tokens must lie in -1 .. text_size - 1 = 11 \(-1 is padding\), got {token} at flat position {at}"
+    for call in (model, model.loss):
+        with pytest.raises(ValueError, match=message):
+            call(tokens, latents, positions)
+    with pytest.raises(ValueError, match=message):
+        model.generate(tokens, 1, (2, 2), latents=latents, positions=positions, steps=1)
+
+
+@decoders
+def test_a_batch_of_nothing_has_no_loss(decoder):
+    model = make(decoder)
+    losses = model.loss(torch.zeros(0, 5, dtype=torch.int64))
+    losses.total().backward()
+    assert losses.total().item() == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.count_nonzero() == 0, name

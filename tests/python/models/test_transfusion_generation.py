@@ -192,6 +192,10 @@ def test_wrong_inputs():
     model = make()
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         model.generate(torch.tensor([[5]]), 1, GRID, steps=0)
+    with pytest.raises(ValueError, match="new_tokens must be an integer of at least 0, got -1"):
+        model.generate(torch.tensor([[5]]), -1, GRID)
+    with pytest.raises(ValueError, match=r"tokens must be integers \[batch, length\], got torch.int64 \[1\]"):
+        model.generate(torch.tensor([5]), 1, GRID, guidance=2.0)
     with pytest.raises(ValueError, match="tokens must have a token that is no padding in every prompt"):
         model.generate(torch.tensor([[5], [-1]]), 1, GRID)
     with pytest.raises(ValueError, match=r"multiples of patch_size = 2, .*, got \[3, 2, 3\]"):

@@ -61,6 +61,13 @@ def test_rows_of_any_form(shape, device):
     assert torch.equal(there.flatten(0, 1), x.flatten(0, 1)[r.order.long()])
 
 
+@pytest.mark.parametrize("shape", [(0, 6), (2, 0)], ids=str)
+def test_no_tokens(shape):
+    r = mom.Routing.from_ids(torch.zeros(shape, dtype=torch.int64), 3)
+    for x in (torch.zeros(shape, dtype=torch.int64), torch.zeros(*shape, 4), torch.zeros(*shape, 4, 2)):
+        assert r.sort(x).shape == x.shape and r.unsort(x).dtype == x.dtype
+
+
 def test_forms_are_on_the_cpu_under_any_default_device():
     with torch.device("meta"):
         of_segments = mom.Routing.from_segments([[(1, 0, 2)]], (1, 4), num_modalities=2)
