@@ -14,7 +14,7 @@ torch::Tensor ModalityLosses::total(double z_weight) const {
 }
 
 torch::Tensor next_tokens(const torch::Tensor& tokens, const OptionalTensor& cu_seqlens) {
-  const torch::Tensor after = torch::constant_pad_nd(tokens.flatten().slice(0, 1), {0, 1}, kIgnored);
+  const torch::Tensor after = torch::constant_pad_nd(tokens.flatten(), {0, 1}, kIgnored).slice(0, 1);
   torch::Tensor last;
   if (cu_seqlens) {
     const torch::Tensor time = torch::arange(tokens.numel(), tokens.options());

@@ -106,6 +106,17 @@ TEST_CASE("Labels are the next tokens of the same document", "[models]") {
                        torch::tensor({{6, -1, -1, -1}, {-1, -1, 3, -1}}, torch::kInt64)));
 }
 
+TEST_CASE("A batch of nothing has no labels and no loss", "[models]") {
+  Chameleon model(tiny());
+  for (const auto& sizes : {std::pair(0, 3), std::pair(2, 0)}) {
+    const Tensor tokens = torch::zeros({sizes.first, sizes.second}, torch::kInt64);
+    REQUIRE(models::next_tokens(tokens, {}).sizes() == tokens.sizes());
+    const auto losses = model->loss(tokens);
+    losses.total().backward();
+    REQUIRE(losses.count.sum().item<double>() == 0);
+  }
+}
+
 TEST_CASE("Losses are summed by the modality of the label", "[models]") {
   torch::manual_seed(13);
   const Tensor logits = torch::randn({1, 4, 5});
@@ -181,6 +192,13 @@ TEST_CASE("Errors of models say what was required", "[errors]") {
   REQUIRE(error_of([&] {
             model->loss(random_tokens(2, 3), torch::zeros({3, 2}, torch::kInt64));
           }) == "modality must have the shape of tokens, [2, 3], got [3, 2]");
+  for (const auto& [wrong, message] : {std::pair(20, "got 20"), std::pair(-2, "got -2")}) {
+    torch::Tensor tokens = random_tokens(2, 3);
+    tokens[1][0] = wrong;
+    REQUIRE_THAT(error_of([&] { model->forward(tokens); }),
+                 StartsWith("tokens must lie in -1 .. size - 1 = 19 (-1 is padding), ") &&
+                     ContainsSubstring(message) && ContainsSubstring("at flat position 3"));
+  }
 }
 
 }  // namespace mixture_of_mamba::testing
