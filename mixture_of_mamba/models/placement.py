@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.intervals import interval_of
+from mixture_of_mamba.models.checks import first_outside
 from mixture_of_mamba.routing_forms import kind_of
 
 __all__ = ["Group", "Latents", "Placement", "Positions", "sequence_of_tokens"]
@@ -110,6 +111,19 @@ class Placement:
     def modality(self, tokens: Tensor) -> Tensor:
         """Ids of tokens ``[batch, length]``: 1 in pictures, else -1 where the token is negative, 0 otherwise."""
         return self.filled(torch.where(tokens < 0, -1, 0), 1)
+
+    def require_in_documents(self, cu_seqlens: Tensor | None) -> None:
+        """Raise ValueError for a picture that goes from one packed document into the next."""
+        if cu_seqlens is None:
+            return
+        first, last = (interval_of(at, cu_seqlens) for at in (self.begin, self.begin + self.lengths - 1))
+        i = first_outside(last - first, 0, 0)
+        if i is not None:
+            begin = int(self.begin[i])
+            raise ValueError(
+                f"positions[{i}] must lie in one document of cu_seqlens, got tokens {begin} .. "
+                f"{begin + int(self.lengths[i]) - 1} of batch * length"
+            )
 
     def filled(self, tokens: Tensor, value: int) -> Tensor:
         """``tokens``, but ``value`` in pictures."""

@@ -250,6 +250,7 @@ class Transfusion(nn.Module):
         state: DecoderState | None = None,
         return_state: bool = False,
     ) -> TransfusionOutput:
+        placement.require_in_documents(cu_seqlens)
         x = self.embedding(routing.sort(tokens).clamp(min=0))
         flat = x.flatten(0, 1)
         if not placement.count and not torch.is_grad_enabled():  # with gradients, all parameters take part

@@ -188,3 +188,15 @@ def test_placement():
 def test_wrong_pictures(latents, positions, message):
     with pytest.raises(ValueError, match=message):
         Placement.of(torch.Size((2, 9)), CPU, latents, positions, 3, 2, 2)
+
+
+@pytest.mark.parametrize("cu_seqlens", [[0, 9, 18], [0, 5, 9, 9, 18]], ids=str)
+def test_pictures_lie_in_one_document(cu_seqlens):
+    boundaries, latents = torch.tensor(cu_seqlens, dtype=torch.int32), torch.zeros(2, 4, 2, 3)  # of two tokens each
+    inside = Placement.of(torch.Size((1, 18)), CPU, latents, [(0, 9), (0, 3)], 3, 2, 2)
+    inside.require_in_documents(boundaries)
+    inside.require_in_documents(None)
+    across = Placement.of(torch.Size((1, 18)), CPU, latents, [(0, 0), (0, 8)], 3, 2, 2)
+    message = r"positions\[1\] must lie in one document of cu_seqlens, got tokens 8 .. 9 of batch \* length"
+    with pytest.raises(ValueError, match=message):
+        across.require_in_documents(boundaries)
