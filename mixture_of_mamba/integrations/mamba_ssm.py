@@ -44,9 +44,11 @@ def _check_shapes(
             raise ValueError(f"{name} must have shape [channels] = [{channels}], got {list(value.shape)}")
     for name, matrix in (("B", B), ("C", C)):
         shape = tuple(matrix.shape)
-        fits = {2: shape == (channels, states), 3: shape == (batch, states, length)}
-        fits[4] = shape[:1] + shape[2:] == (batch, states, length)
-        if not fits.get(matrix.dim(), False):
+        if matrix.dim() == 2:
+            fits = shape == (channels, states)
+        else:
+            fits = matrix.dim() in (3, 4) and shape[:1] + shape[-2:] == (batch, states, length)
+        if not fits:
             raise ValueError(
                 f"{name} must have shape [batch, states, length] = [{batch}, {states}, {length}], [batch, groups, "
                 f"states, length] or [channels, states] = [{channels}, {states}], got {list(shape)}"
@@ -94,7 +96,7 @@ def selective_scan_fn(
     B, C = _tokens(B, u, "B"), _tokens(C, u, "C")
     groups = max(B.shape[1], C.shape[1])
     channels = u.shape[1]
-    if channels % groups or any(m.shape[1] not in (1, groups) for m in (B, C)):
+    if not groups or channels % groups or any(m.shape[1] not in (1, groups) for m in (B, C)):
         raise ValueError(
             f"B and C must have groups that divide the {channels} channels, got {B.shape[1]}, {C.shape[1]}"
         )

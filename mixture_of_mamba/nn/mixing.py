@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from mixture_of_mamba.nn.checks import check_conv_state, check_step_state
 from mixture_of_mamba.nn.dt_limit import limited_dt
@@ -53,6 +56,7 @@ __all__ = [
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
+MAKERS_OF_WEIGHTS = (BasePruningMethod, WeightNorm, SpectralNorm)
 ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]  # dt, A, B, C, dt_bias
 
 
@@ -181,14 +185,14 @@ def scan(
 
 def decode(layer: MixtureOfMamba, x: Tensor, routing: Routing | None, state: MambaState) -> Tensor:
     """:func:`mix` of one or a few tokens that updates the state in place."""
-    autocast = _is_autocast(x.device.type)
-    check_conv_state(state, torch.get_autocast_dtype(x.device.type) if autocast and x.itemsize < 8 else x.dtype)
-    if not autocast:
+    if not _is_autocast(x.device.type):
         parameters = block_parameters(layer, x, routing)
         if parameters is not None:
+            check_conv_state(state, x.dtype)
             return mamba_block_step(x, state.conv, state.ssm, *parameters, **_order_of_block(routing))
-    check_step_state(state, x.shape[0], layer.d_inner, layer.d_state)  # before the first part of it is written
     x, z = project(layer.in_proj, x, routing).chunk(2, dim=-1)
+    check_conv_state(state, x.dtype)
+    check_step_state(state, x.shape[0], layer.d_inner, layer.d_state)  # before the first part of it is written
     u = causal_conv1d_step(x, state.conv, *conv_parameters(layer), **_order(routing))
     return project(layer.out_proj, _scan_step(layer, u, z, routing, state.ssm), routing)
 
@@ -211,9 +215,10 @@ def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | N
 def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
     """They are read, and the module is not called: padding, packing and states are the operator's."""
     conv = layer.conv1d
-    if "weight" not in conv._parameters:  # pruned, or torch.nn.utils.weight_norm: hooks make it anew before each call
+    if not conv._parameters.keys() >= {"weight", "bias"}:  # what made them is called before each call of a module
         for hook in conv._forward_pre_hooks.values():
-            hook(conv, ())
+            if isinstance(hook, MAKERS_OF_WEIGHTS):
+                hook(conv, ())
     return conv.weight.squeeze(1), conv.bias
 
 

@@ -181,7 +181,7 @@ class MixtureOfMamba(nn.Module):
             raise ValueError(f"batch must be an integer of at least 0, got {batch!r}")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating type, got {dtype}")
-        device = device or weight.device
+        device = weight.device if device is None else device
         ssm_dtype = checked_ssm_dtype("ssm_dtype", ssm_dtype, dtype)
         return MambaState(
             conv=torch.zeros(batch, self.d_conv - 1, self.d_inner, device=device, dtype=dtype),

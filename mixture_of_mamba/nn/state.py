@@ -75,7 +75,7 @@ class MambaState:
         if ssm_dtype is None and self.ssm.dtype == dtype:
             ssm_dtype = dtype
         ssm_dtype = checked_ssm_dtype("ssm_dtype", ssm_dtype, dtype)
-        device = device or self.conv.device
+        device = self.conv.device if device is None else device
         return MambaState(self.conv.to(device, dtype), self.ssm.to(device, ssm_dtype))
 
     def clone(self) -> MambaState:

@@ -7,8 +7,8 @@ together again, which for an operator with lists is half a millisecond on the ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ def register_autograd(
             return overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     def node_forward(ctx: Any, call: _Call, *_: Any) -> Any:
-        # Of torch.func's transforms there may be another one around this, which wants a derivative as well.
-        with torch.enable_grad() if in_transform() else nullcontext():
+        with _for_outer_transforms() if in_transform() else nullcontext():
             outputs = below(call.keyset, call.arguments)
         setup_context(ctx, call.arguments, outputs)
         ctx.sizes = [len(call.arguments[i]) for i in lists]
@@ -67,8 +66,9 @@ def register_autograd(
 
     # Its name is that of the node in graphs and messages, and torch reads it when the class is made.
     # Its base is that of torch.autograd.Function: a kernel is asked by torch.func's transforms for one level at a time.
-    methods = {"forward": staticmethod(node_forward), "backward": staticmethod(node_backward)}
-    node: Any = type(name, (_SingleLevelFunction,), methods)
+    methods: dict[str, Any] = {"forward": node_forward, "backward": node_backward}
+    methods["_compiled_autograd_key"] = torch.autograd.Function._compiled_autograd_key
+    node: Any = type(name, (_SingleLevelFunction,), {key: staticmethod(method) for key, method in methods.items()})
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
@@ -91,7 +91,7 @@ def past_autograd() -> AbstractContextManager[Any]:
     For one with tens of arguments, which would be converted twice. Saved tensors must have been unpacked before:
     checkpointing makes them again at that moment, with autograd.
     """
-    if torch.is_grad_enabled() or in_transform():
+    if torch.is_grad_enabled() or in_transform() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
         return nullcontext()
     return torch._C._AutoDispatchBelowAutograd()
 
@@ -109,6 +109,13 @@ def forbid_double_backward(name: str) -> None:
         )
 
     register_autograd(name, backward, setup_context)
+
+
+@contextmanager
+def _for_outer_transforms() -> Iterator[None]:
+    """In a node's forward, where derivatives are off: another transform around this one may want one as well."""
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
 
 
 def _forbid_tangents(name: str, values: Sequence[Any]) -> None:

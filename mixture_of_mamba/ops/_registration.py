@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "NAMESPACE",
@@ -52,7 +53,10 @@ def given(gradient: Tensor, value: Tensor | None) -> Tensor | None:
 
 def forbid_gradients(name: str, *inputs: Tensor | None) -> None:
     """Steps update their state in place and are for inference."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if not wanted and forward_ad._current_level >= 0:
+        wanted = any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+    if wanted:
         raise RuntimeError(
             f"{name} is for inference: it updates its state in place and records no gradient; call it under "
             f"torch.no_grad(), or use {name.removesuffix('_step')} with initial_state for a differentiable step"

@@ -191,3 +191,19 @@ def test_errors():
             selective_scan_fn(**(inputs | {name: torch.randn(shape).double()}))
     with pytest.raises(ValueError, match=r"groups that divide the 8 channels, got 3"):
         selective_scan_fn(**(inputs | {"B": torch.randn(2, 3, 4, 10).double()}))
+
+
+def test_one_graph_for_all_lengths():
+    """Checks of shapes compare nothing that has nothing to do with each other, as lengths and states."""
+    inputs = problem()
+    names = ("u", "delta", "A", "B", "C")
+
+    class Scan(torch.nn.Module):
+        def forward(self, u, delta, A, B, C):
+            return selective_scan_fn(u, delta, A, B, C)
+
+    length = torch.export.Dim("length", min=2, max=1000)
+    shapes = {name: {inputs[name].dim() - 1: length} if name != "A" else None for name in names}
+    program = torch.export.export(Scan(), tuple(inputs[name] for name in names), dynamic_shapes=shapes, strict=False)
+    longer = [inputs[n] if n == "A" else torch.cat([inputs[n]] * 3, -1) for n in names]
+    torch.testing.assert_close(program.module()(*longer), selective_scan_fn(*longer))

@@ -138,19 +138,30 @@ def test_parametrised_weights(options, name, kind):
 
 
 @each_kind
-@pytest.mark.parametrize("kind", [nn.utils.weight_norm, lambda m: prune.random_unstructured(m, "weight", 0.5)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        nn.utils.weight_norm,
+        parametrizations.weight_norm,
+        lambda m: prune.random_unstructured(m, "weight", 0.5),
+        lambda m: prune.random_unstructured(m, "bias", 0.5),
+    ],
+    ids=["weight_norm", "parametrised", "pruned weight", "pruned bias"],
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_convolution_whose_weight_hooks_make(options, kind):
     """The module is not called, but what is made before each call is made."""
     layer, (x, ids) = make_layer(**options), problem()
     x, plain = x.double(), copy.deepcopy(layer)
     kind(layer.conv1d)
+    layer.conv1d.register_forward_pre_hook(lambda module, arguments: arguments[0])  # of somebody else: not called
     for _ in range(2):
         plain.conv1d.weight.data.copy_(layer.conv1d.weight)
+        plain.conv1d.bias.data.copy_(layer.conv1d.bias)
         y = layer(x, ids)
         torch.testing.assert_close(y, plain(x, ids))
         y.square().sum().backward()
-        made_of = [p for n, p in layer.conv1d.named_parameters() if n != "bias"]
+        made_of = [p for n, p in layer.conv1d.named_parameters() if n not in ("weight", "bias")]
         assert made_of and all(parameter.grad.any() for parameter in made_of)
         with torch.no_grad():
             for parameter in made_of:

@@ -106,3 +106,6 @@ def test_to():
     assert narrow.to().ssm.dtype == torch.bfloat16 and narrow.to(dtype=torch.float16).ssm.dtype == torch.float32
     assert state.to(dtype=torch.float64).ssm.dtype == torch.float64
     assert all(part.device.type == "meta" for part in vars(state.to("meta")).values())
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError)):  # the first GPU, not the CPU
+            state.to(0)

@@ -237,8 +237,6 @@ def test_permute_rows():
     refuses("permute_rows", f"index {rule} int32 [5]", mom.permute_rows, x, index[:5], index)
     refuses("permute_rows", f"inverse {rule} int32 [2, 3]", mom.permute_rows, x, index, index.view(2, 3))
     refuses("permute_rows", f"inverse {rule} float32 [6]", mom.permute_rows, x, index, index.float())
-    with pytest.raises(RuntimeError, match="unsupported dtype Bits8"):
-        mom.permute_rows(integers(2, 3, 4, dtype=torch.uint8).view(torch.bits8), index, index)
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d", "mamba_block"])

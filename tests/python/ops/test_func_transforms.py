@@ -92,11 +92,48 @@ def test_second_derivatives_are_errors(second):
         second(loss)(weight)
 
 
-@pytest.mark.parametrize("transform", [jacfwd, hessian, lambda f: lambda w: jvp(f, (w,), (torch.ones_like(w),))])
-def test_forward_mode_is_an_error(transform):
-    _, loss, weight = conv_problem()
-    with pytest.raises(RuntimeError, match=r"causal_conv1d\w* has no forward-mode derivative"):
-        transform(loss)(weight)
+def jvp_of(f):
+    return lambda x: jvp(f, (x,), (torch.ones_like(x),))
+
+
+def functions_of_x():
+    """Each operator with a derivative, and layers: scalars of ``x [3, 6, 8]``."""
+    index, dt = torch.randperm(18).int(), torch.rand(SAMPLES, 6, 8).double()
+    A, B = -torch.rand(8, 4).double(), torch.randn(SAMPLES, 6, 4).double()
+    offsets, weights = torch.tensor([0, 7, 18], dtype=torch.int32), [torch.randn(5, 8).double() for _ in range(2)]
+    functions = {
+        "permute_rows": lambda x: mom.permute_rows(x, index, index.argsort().int()),
+        "grouped_linear": lambda x: mom.grouped_linear(x, weights, None, offsets),
+        "causal_conv1d": lambda x: mom.causal_conv1d(x, torch.ones(8, 4).double())[0],
+        "selective_scan": lambda x: mom.selective_scan(x, dt, A, B, B)[0],
+    }
+    for name, options in LAYERS.items():
+        layer, _, ids = make(options)
+        routing = mom.Routing.from_ids(ids, 2)
+        functions[f"layer, {name}"] = lambda x, layer=layer, routing=routing: layer(x, routing, sorted=True)
+    return {name: lambda x, f=f: f(x).square().sum() for name, f in functions.items()}
+
+
+@pytest.mark.parametrize("name", functions_of_x())
+def test_forward_mode_is_an_error(name):
+    """Alone and over reverse mode, in whatever order they are nested."""
+    f, x = functions_of_x()[name], torch.randn(SAMPLES, 6, 8).double()
+    for transform in (jvp_of, jacfwd, lambda f: jvp_of(grad(f)), lambda f: jacfwd(grad(f)), hessian):
+        with pytest.raises(RuntimeError, match=r"mixture_of_mamba::\w+ has no forward-mode derivative"):
+            transform(f)(x)
+
+
+def test_a_dual_gradient_is_an_error():
+    layer, x, ids = make({})
+    y = layer(x.requires_grad_(), ids)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.autograd.grad(y, x, forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y)))
+
+
+def test_steps_refuse_dual_tensors():
+    x, weight, state = torch.randn(1, 1, 4), torch.randn(4, 4), torch.zeros(1, 3, 4)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="causal_conv1d_step is for inference"):
+        mom.causal_conv1d_step(forward_ad.make_dual(x, torch.ones_like(x)), state, weight)
 
 
 def test_dual_tensors_are_an_error_in_lists_too():
@@ -134,6 +171,17 @@ def test_compiled(options):
     layer.requires_grad_(False)
     function = grad(lambda x: layer(x, ids).square().sum())
     torch.testing.assert_close(torch.compile(function, backend="aot_eager")(x), function(x))
+
+
+@each_layer
+def test_compiled_autograd(options):
+    layer, x, ids = make(options)
+    leaves = [x.requires_grad_(), *layer.parameters()]
+    expected = torch.autograd.grad(layer(x, ids).square().sum(), leaves)
+    loss = layer(x, ids).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    assert_all_close([leaf.grad for leaf in leaves], expected)
 
 
 def test_names_of_nodes():
