@@ -126,6 +126,21 @@ def kind_of(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+def tensor_or_list(value: Any) -> Tensor | None:
+    """A tensor as it is, a list as one on the CPU; None of what torch makes none of."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        made = torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # what torch raises depends on what came
+        return None
+    return made if made.numel() else made.long()
+
+
+def is_row_of_integers(value: Tensor) -> bool:
+    return value.dim() == 1 and not (value.dtype == torch.bool or value.is_floating_point() or value.is_complex())
+
+
 def _triple(segment: Sequence[int], here: str) -> tuple[int, int, int]:
     try:
         modality, offset, count = (operator.index(value) for value in segment)
@@ -135,15 +150,12 @@ def _triple(segment: Sequence[int], here: str) -> tuple[int, int, int]:
 
 
 def _positions(entry: Any, here: str, device: torch.device) -> Tensor:
-    if isinstance(entry, Tensor):
-        flat = entry
-    else:
-        try:
-            flat = torch.as_tensor(entry, device="cpu")
-        except (TypeError, ValueError, RuntimeError):  # what torch raises depends on what came
-            raise ValueError(f"{here} must be an integer tensor or a list of integers, got {kind_of(entry)}") from None
-        flat = (flat if flat.numel() else flat.long()).to(device, non_blocking=True)
-    if flat.dtype == torch.bool or flat.is_floating_point() or flat.is_complex() or flat.dim() != 1:
+    flat = tensor_or_list(entry)
+    if flat is None:
+        raise ValueError(f"{here} must be an integer tensor or a list of integers, got {kind_of(entry)}")
+    if not isinstance(entry, Tensor):
+        flat = flat.to(device, non_blocking=True)
+    if not is_row_of_integers(flat):
         raise ValueError(f"{here} must hold integers [positions], got {kind_of(flat)}")
     if flat.device != device:
         raise ValueError(f"{here} must be on {device} as the lists before it are, got {flat.device}")

@@ -16,43 +16,37 @@ from mixture_of_mamba.ops._registration import accumulation_dtype
 
 __all__ = ["mamba_inner_fn", "selective_scan_fn", "selective_state_update"]
 
+_Named = dict[str, Tensor | None]
 
-def _check_shapes(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
+
+def _check_shapes(u: Tensor, A: Tensor, like_u: _Named, of_channels: _Named, matrices: _Named) -> None:
     """In this interface's layout; the operators would speak of their own."""
-    if u.dim() != 3:
-        raise ValueError(f"u must have shape [batch, channels, length], got {list(u.shape)}")
-    batch, channels, length = u.shape
-    if A.dim() != 2 or A.shape[0] != channels:
-        raise ValueError(f"A must have shape [channels, states] = [{channels}, states], got {list(A.shape)}")
-    states = A.shape[1]
-    for name, value in (("delta", delta), ("z", z)):
-        if value is not None and value.shape != u.shape:
-            raise ValueError(
-                f"{name} must have shape [batch, channels, length] = {list(u.shape)}, got {list(value.shape)}"
-            )
-    for name, value in (("D", D), ("delta_bias", delta_bias)):
-        if value is not None and tuple(value.shape) != (channels,):
-            raise ValueError(f"{name} must have shape [channels] = [{channels}], got {list(value.shape)}")
-    for name, matrix in (("B", B), ("C", C)):
-        shape = tuple(matrix.shape)
-        if matrix.dim() == 2:
-            fits = shape == (channels, states)
-        else:
-            fits = matrix.dim() in (3, 4) and shape[:1] + shape[-2:] == (batch, states, length)
+
+    def require(fits: bool, name: str, rule: str, value: Tensor) -> None:
         if not fits:
-            raise ValueError(
-                f"{name} must have shape [batch, states, length] = [{batch}, {states}, {length}], [batch, groups, "
-                f"states, length] or [channels, states] = [{channels}, {states}], got {list(shape)}"
-            )
+            raise ValueError(f"{name} must have shape {rule}, got {list(value.shape)}")
+
+    require(u.dim() == 3, "u", "[batch, channels, length]", u)
+    batch, channels, length = u.shape
+    require(A.dim() == 2 and A.shape[0] == channels, "A", f"[channels, states] = [{channels}, states]", A)
+    states = A.shape[1]
+    for name, value in like_u.items():
+        if value is not None:
+            require(value.shape == u.shape, name, f"[batch, channels, length] = {list(u.shape)}", value)
+    for name, value in of_channels.items():
+        if value is not None:
+            require(tuple(value.shape) == (channels,), name, f"[channels] = [{channels}]", value)
+    rule = (
+        f"[batch, states, length] = [{batch}, {states}, {length}], [batch, groups, states, length] or "
+        f"[channels, states] = [{channels}, {states}]"
+    )
+    for name, value in matrices.items():
+        assert value is not None
+        shape = tuple(value.shape)
+        if value.dim() == 2:
+            require(shape == (channels, states), name, rule, value)
+        else:
+            require(value.dim() in (3, 4) and shape[:1] + shape[-2:] == (batch, states, length), name, rule, value)
 
 
 def _tokens(matrix: Tensor, u: Tensor, name: str) -> Tensor:
@@ -90,7 +84,7 @@ def selective_scan_fn(
     """
     if A.is_complex():
         raise NotImplementedError(f"A must be real-valued, got {A.dtype}")
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    _check_shapes(u, A, {"delta": delta, "z": z}, {"D": D, "delta_bias": delta_bias}, {"B": B, "C": C})
     if B.dim() == 2 or C.dim() == 2:
         return _constant_matrices(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     B, C = _tokens(B, u, "B"), _tokens(C, u, "C")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.nn import MambaState, MixtureOfMamba
-from mixture_of_mamba.nn.mixing import conv_parameters, project, scan, scan_inputs
+from mixture_of_mamba.nn.conv_parameters import conv_parameters
+from mixture_of_mamba.nn.mixing import project, scan, scan_inputs
 from mixture_of_mamba.ops import causal_conv1d
 from mixture_of_mamba.routing import Routing
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixture_of_mamba.models.checks import check_ids, first_outside
-from mixture_of_mamba.routing_forms import kind_of
+from mixture_of_mamba.routing_forms import is_row_of_integers, kind_of, tensor_or_list
 
 __all__ = ["TokenRange", "Vocabulary"]
 
@@ -131,15 +131,10 @@ class Vocabulary:
 
 
 def _checked_codes(codes: Sequence[int] | Tensor, one: TokenRange) -> Tensor:
-    if isinstance(codes, Tensor):
-        given = codes
-    else:
-        try:
-            given = torch.as_tensor(codes, device="cpu")
-        except (TypeError, ValueError, RuntimeError):  # what torch raises depends on what came
-            raise ValueError(f"codes must be a tensor or a list of integers, got {kind_of(codes)}") from None
-        given = given if given.numel() else given.long()
-    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex() or given.dim() != 1:
+    given = tensor_or_list(codes)
+    if given is None:
+        raise ValueError(f"codes must be a tensor or a list of integers, got {kind_of(codes)}")
+    if not is_row_of_integers(given):
         raise ValueError(f"codes must be integers [codes], got {kind_of(given)}")
     if one.length is not None and len(given) != one.length:
         raise ValueError(f"codes must be as many as a region of {one.name} has, {one.length}, got {len(given)}")

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from mixture_of_mamba.nn.checks import check_conv_state, check_step_state
+from mixture_of_mamba.nn.conv_parameters import conv_parameters
 from mixture_of_mamba.nn.dt_limit import limited_dt
 from mixture_of_mamba.nn.modality_linear import (
     ModalityLinear,
@@ -46,7 +44,6 @@ __all__ = [
     "NORMS",
     "PROJECTIONS",
     "block_parameters",
-    "conv_parameters",
     "decode",
     "mix",
     "project",
@@ -56,7 +53,6 @@ __all__ = [
 
 PROJECTIONS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 NORMS = ("dt_layernorm", "b_layernorm", "c_layernorm")
-MAKERS_OF_WEIGHTS = (BasePruningMethod, WeightNorm, SpectralNorm)
 ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]  # dt, A, B, C, dt_bias
 
 
@@ -210,16 +206,6 @@ def _scan_step(layer: MixtureOfMamba, u: Tensor, z: Tensor, routing: Routing | N
     else:
         y = selective_scan_step(u, state, dt, A, B, C, _fused_skip(layer), z, dt_bias, **_order(routing))
     return _with_skip(layer, y, u, z, routing)
-
-
-def conv_parameters(layer: MixtureOfMamba) -> tuple[Tensor, Tensor | None]:
-    """They are read, and the module is not called: padding, packing and states are the operator's."""
-    conv = layer.conv1d
-    if not conv._parameters.keys() >= {"weight", "bias"}:  # what made them is called before each call of a module
-        for hook in conv._forward_pre_hooks.values():
-            if isinstance(hook, MAKERS_OF_WEIGHTS):
-                hook(conv, ())
-    return conv.weight.squeeze(1), conv.bias
 
 
 def _decay_rates(layer: MixtureOfMamba) -> Tensor:

@@ -17,7 +17,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from mixture_of_mamba.ops._registration import NAMESPACE, keep_alive
+from mixture_of_mamba.ops._registration import NAMESPACE, has_tangent, keep_alive
 
 __all__ = ["forbid_double_backward", "past_autograd", "register_autograd"]
 
@@ -120,12 +120,11 @@ def _for_outer_transforms() -> Iterator[None]:
 
 def _forbid_tangents(name: str, values: Sequence[Any]) -> None:
     """Without this, forward-mode derivatives would silently be zero."""
-    for value in values:
-        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-            raise RuntimeError(
-                f"{NAMESPACE}::{name} has no forward-mode derivative (jvp, jacfwd, dual tensors); reverse mode has "
-                "one, and mixture_of_mamba.reference has differentiable versions in plain torch"
-            )
+    if any(has_tangent(value) for value in values):
+        raise RuntimeError(
+            f"{NAMESPACE}::{name} has no forward-mode derivative (jvp, jacfwd, dual tensors); reverse mode has one, "
+            "and mixture_of_mamba.reference has differentiable versions in plain torch"
+        )
 
 
 class _Call:

@@ -16,6 +16,7 @@ __all__ = [
     "cast_floating",
     "forbid_gradients",
     "given",
+    "has_tangent",
     "keep_alive",
     "lower_precision_autocast",
     "mark_written",
@@ -51,11 +52,16 @@ def given(gradient: Tensor, value: Tensor | None) -> Tensor | None:
     return None if value is None else gradient
 
 
+def has_tangent(value: Any) -> bool:
+    """Of a forward-mode derivative."""
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
 def forbid_gradients(name: str, *inputs: Tensor | None) -> None:
     """Steps update their state in place and are for inference."""
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if not wanted and forward_ad._current_level >= 0:
-        wanted = any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+        wanted = any(has_tangent(x) for x in inputs)
     if wanted:
         raise RuntimeError(
             f"{name} is for inference: it updates its state in place and records no gradient; call it under "

@@ -42,14 +42,13 @@ int64_t Vocabulary::first(int64_t modality) const {
 }
 
 torch::Tensor Vocabulary::modality_of(const torch::Tensor& tokens) const {
-  const int64_t size = first(num_modalities());
   if (tokens.is_cpu()) {  // where they can be read without waiting
-    const torch::Tensor outside = ((tokens < -1) | (tokens >= size)).flatten();
+    const torch::Tensor outside = ((tokens < -1) | (tokens >= size())).flatten();
     if (outside.any().item<bool>()) {
       const auto at = outside.to(torch::kUInt8).argmax().item<int64_t>();
       require_value(false,
                     "tokens must lie in -1 .. size - 1 = {} (-1 is padding), got {} at flat position {}",
-                    size - 1, tokens.flatten()[at].item<int64_t>(), at);
+                    size() - 1, tokens.flatten()[at].item<int64_t>(), at);
     }
   }
   torch::Tensor modality = -(tokens < 0).to(torch::kInt64);

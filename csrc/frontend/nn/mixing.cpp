@@ -44,9 +44,9 @@ Tensor first(const std::vector<Tensor>& tensors) { return tensors.empty() ? Tens
 
 // Without a routing nothing tells tokens apart: there is one modality, or one projection for all.
 Tensor project(const nn::Projection& projection, const Tensor& x, const OptionalRouting& routing) {
-  const torch::nn::Linear& shared = projection.shared;
-  if (shared) return linear_of_all(x, shared->weight, shared->bias, routing);
-  if (!routing) return linear_of_all(x, projection.weights()[0], first(projection.biases()), routing);
+  if (projection.shared || !routing) {
+    return linear_of_all(x, projection.weights()[0], first(projection.biases()), routing);
+  }
   return projection.decoupled.ptr()->forward(x, *routing);
 }
 
@@ -82,10 +82,7 @@ ScanInputs scan_inputs(MixtureOfMambaImpl& layer, const Tensor& u, const Optiona
   const Tensor low = normalised(layer.dt_layernorm, parts[0]);
   ScanInputs inputs{Tensor(), std::nullopt, normalised(layer.b_layernorm, parts[1]),
                     normalised(layer.c_layernorm, parts[2])};
-  if (const torch::nn::Linear& shared = layer.dt_proj.shared) {
-    inputs.dt = linear_of_all(low, shared->weight, Tensor(), routing);
-    inputs.dt_bias = shared->bias;
-  } else if (!routing) {
+  if (layer.dt_proj.shared || !routing) {
     inputs.dt = linear_of_all(low, layer.dt_proj.weights()[0], Tensor(), routing);
     inputs.dt_bias = layer.dt_proj.biases()[0];
   } else {

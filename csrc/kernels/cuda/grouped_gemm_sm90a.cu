@@ -34,14 +34,13 @@ int64_t most_tiles(const GroupedGemmParams& p) {
   return most_row_tiles(p.rows, p.groups, C::kRows) * tile_columns<C>(p);
 }
 
-int64_t pairs_at_once() { return std::max(multiprocessors_cuda() / 2, 1); }
+int64_t pairs_at_once(int64_t multiprocessors) { return std::max<int64_t>(multiprocessors / 2, 1); }
 
 // Of so many blocks each, that run at the same time.
-int64_t clusters_at_once(int blocks) {
+int64_t clusters_at_once(int64_t multiprocessors, int blocks) {
   // Of the multiprocessors that share what a cluster needs there are 16 to 18 in the full groups, and fewer
   // in one: of 132 there were places for 15 clusters of 8.
   constexpr int kNeighbours = 16;
-  const int64_t multiprocessors = multiprocessors_cuda();
   return std::max<int64_t>(multiprocessors / kNeighbours * (kNeighbours / blocks) - 1, 1);
 }
 
@@ -55,14 +54,14 @@ int64_t rounds_of_tiles(const GroupedGemmParams& p, int64_t at_once) {
 // Blocks that share a tile, or 1 for pairs: what takes least time, counted in stages. It follows from sizes
 // and the device, so that the order of sums does.
 template <typename Pairs, typename Cluster>
-int blocks_of_tile(const GroupedGemmParams& p) {
+int blocks_of_tile(const GroupedGemmParams& p, int64_t multiprocessors) {
   constexpr int kOfTile = 4, kOfCluster = 10;  // to begin and to store; to begin together and to add up
   const int64_t depth = Pairs::kOverRows ? ceil_div(p.rows, p.groups) : p.left_columns;
   const int64_t stages = ceil_div(depth, kSpan);
   int best = 1;
-  int64_t least = rounds_of_tiles<Pairs>(p, pairs_at_once()) * (stages + kOfTile);
+  int64_t least = rounds_of_tiles<Pairs>(p, pairs_at_once(multiprocessors)) * (stages + kOfTile);
   for (int blocks = 2; blocks <= kMostBlocks; ++blocks) {
-    const int64_t time = rounds_of_tiles<Cluster>(p, clusters_at_once(blocks)) *
+    const int64_t time = rounds_of_tiles<Cluster>(p, clusters_at_once(multiprocessors, blocks)) *
                          (ceil_div(stages, blocks) + kOfTile + kOfCluster);
     if (time < least) best = blocks, least = time;
   }
@@ -106,9 +105,10 @@ template <typename T, Form kForm, int kRows>
 int launch_tiles(const GroupedGemmParams& p, CUstream_st* stream) {
   using Pairs = Config<T, kForm, kRows, false>;
   using Cluster = Config<T, kForm, kRows, true>;
+  const int64_t multiprocessors = multiprocessors_cuda();
   Params params;
   params.problem = p;
-  params.blocks = blocks_of_tile<Pairs, Cluster>(p);
+  params.blocks = blocks_of_tile<Pairs, Cluster>(p, multiprocessors);
   if (!make_maps<Pairs>(p, params)) return cudaErrorInvalidValue;
   if (params.blocks > 1) {
     return launch_kernel(grouped_gemm_cluster_kernel<Cluster>, params, most_tiles<Cluster>(p) * params.blocks,
@@ -119,7 +119,7 @@ int launch_tiles(const GroupedGemmParams& p, CUstream_st* stream) {
     const auto there = [](const void* bias) { return bias != nullptr; };
     if (p.add || std::any_of(p.bias, p.bias + p.groups, there)) kernel = grouped_gemm_kernel<Pairs, true>;
   }
-  return launch_kernel(kernel, params, pairs_at_once() * Pairs::kPair, Pairs::kPair, stream);
+  return launch_kernel(kernel, params, pairs_at_once(multiprocessors) * Pairs::kPair, Pairs::kPair, stream);
 }
 
 template <typename T, Form kForm>

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixture_of_mamba as mom
 from mixture_of_mamba import reference
@@ -28,6 +30,19 @@ def make_layer(d_model: int = 16, modalities: int = 3, decouple: tuple[str, ...]
         layer.A_log.add_(torch.rand_like(layer.A_log) * 0.3)
         layer.D.add_(torch.randn_like(layer.D) * 0.3)
     return layer
+
+
+class Calls(TorchDispatchMode):
+    """Counts the library's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "mixture_of_mamba":
+            self.counts[function._opname] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def is_one_operator(layer: Any, x: Tensor, routing: mom.Routing | None) -> bool:

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
-from layer_support import make_layer, random_ids
+from layer_support import Calls, make_layer, random_ids
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixture_of_mamba as mom
 from mixture_of_mamba.nn import PROJECTIONS, MambaState
@@ -22,19 +19,6 @@ LAYERS = {
     "with shared experts": {"shared_expert": PROJECTIONS},
     "other sizes": {"d_conv": 2, "d_state": 5, "dt_rank": 3, "conv_bias": False},
 }
-
-
-class Calls(TorchDispatchMode):
-    """Counts the library's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "mixture_of_mamba":
-            self.counts[function._opname] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def is_one_operator(layer: nn.Module, ids: torch.Tensor) -> bool:
